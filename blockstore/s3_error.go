@@ -1,0 +1,119 @@
+package blockstore
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// bodyError is an error met while reading a response's body.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return "read response: " + e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }
+
+// s3Error adds the sentinel that a failed request means, which had the condition
+// c. The end of ctx, the caller's own, goes before everything else.
+func s3Error(ctx context.Context, err error, c Condition) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	var (
+		status int
+		code   string
+	)
+	if response := (*awshttp.ResponseError)(nil); errors.As(err, &response) {
+		status = response.HTTPStatusCode()
+	}
+	if api := smithy.APIError(nil); errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	if kind := sentinel(status, code, c); kind != nil {
+		return withSentinel(kind, err)
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		// The limit on one request. %v, as it is not the caller's context that ended.
+		return fmt.Errorf("%w: no answer in time: %v", ErrUnavailable, err)
+	case brokeOff(err, status):
+		return withSentinel(ErrUnavailable, err)
+	}
+	return err
+}
+
+// withSentinel returns err, which is also kind unless that is nil.
+func withSentinel(kind, err error) error {
+	if kind == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
+
+// sentinel returns what a response's error code and status mean to a request
+// with the condition c, or nil; a zero status is none. Codes go first: 404 alone
+// does not say what is missing, and some codes come with several statuses. See
+// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+func sentinel(status int, code string, c Condition) error {
+	_, match := c.Match()
+	switch code {
+	case "NoSuchKey":
+		if match {
+			return ErrChanged // it is gone
+		}
+		return ErrNotExist
+	case "NoSuchBucket":
+		return ErrNoStore
+	case "InvalidRange":
+		return ErrShort
+	case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
+		"ExpiredToken", "InvalidToken", "TokenRefreshRequired":
+		return ErrDenied
+	case "ConditionalRequestConflict", "OperationAborted", // another write was under way; nothing is decided
+		"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "TooManyRequests":
+		return ErrUnavailable
+	}
+	switch status {
+	case http.StatusPreconditionFailed:
+		if c.Absent() {
+			return ErrExists
+		}
+		if match {
+			return ErrChanged
+		}
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return ErrDenied
+	case http.StatusRequestedRangeNotSatisfiable:
+		return ErrShort
+	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
+		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// brokeOff reports whether a request failed on the way: no connection, no
+// response, or one that ended or turned to garbage in the middle.
+func brokeOff(err error, status int) bool {
+	var (
+		certificate *tls.CertificateVerificationError
+		send        *smithyhttp.RequestSendError
+		body        *bodyError
+		garbled     *smithy.DeserializationError
+	)
+	switch {
+	case errors.As(err, &certificate):
+		return false // asking again will not change it
+	case errors.As(err, &send), errors.As(err, &body):
+		return true
+	}
+	return errors.As(err, &garbled) && status/100 == 2
+}

@@ -1,0 +1,114 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+const cleanMapName = "map"
+
+// The header page of a clean layer's map: object header, size of the device (u64),
+// block size (u32), zeros, and in the last four bytes the CRC32C of the rest.
+func cleanFormat() manifest.ObjectFormat {
+	return manifest.ObjectFormat{Name: "clean layer map", Magic: "LVCL", Version: 1}
+}
+
+// OpenClean opens the clean layer in the folder dir for devices of geometry g, and
+// makes it when missing, with mode 0700. Any number of processes may have it open,
+// and create it, at the same time. A layer of another geometry is an error that
+// names both, one of another version manifest.ErrVersion. A filesystem that cannot
+// hold a file as large as the device is syscall.EFBIG.
+func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open clean layer %s: %w", dir, err)
+		}
+	}()
+	if err := g.Validate(); err != nil {
+		return nil, err
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	c := &Clean{g: g}
+	c.scratch.New = func() any { return new(cleanScratch) }
+	c.data, err = fsys.OpenFile(filepath.Join(dir, dataName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	c.marks, err = fsys.OpenFile(filepath.Join(dir, cleanMapName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, c.data.Close())
+	}
+	if err := c.format(); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// format checks the header and both files' sizes, or sets them in a new layer.
+// Whatever it writes is the same in every process, so it does not matter how far
+// another one has got, or whether a power cut undoes a part.
+func (c *Clean) format() error {
+	if err := c.checkHeader(); err != nil {
+		return err
+	}
+	if err := growFile(c.data, dataName, c.g.Size); err != nil {
+		return err
+	}
+	return growFile(c.marks, cleanMapName, markOffset(pagesOf(c.g.Size)))
+}
+
+// checkHeader checks the header, and writes it if there is none or none that can be
+// read: the pages check themselves, and so does the size of the device.
+func (c *Clean) checkHeader() error {
+	format := cleanFormat()
+	page := make([]byte, cleanHeaderLen)
+	if _, err := c.marks.ReadAt(page, 0); err == nil {
+		err := format.CheckHeader(page)
+		if errors.Is(err, manifest.ErrVersion) {
+			return err
+		}
+		if body, sumErr := format.CutChecksum(page); err == nil && sumErr == nil {
+			return c.checkGeometry(body)
+		}
+	}
+	header := format.AppendHeader(make([]byte, 0, cleanHeaderLen))
+	header = binary.LittleEndian.AppendUint64(header, uint64(c.g.Size))
+	header = binary.LittleEndian.AppendUint32(header, uint32(c.g.BlockSize))
+	header = format.AppendChecksum(header[:cleanHeaderLen-manifest.ChecksumLen])
+	_, err := c.marks.WriteAt(header, 0)
+	return err
+}
+
+func (c *Clean) checkGeometry(header []byte) error {
+	size := int64(binary.LittleEndian.Uint64(header[8:]))
+	blockSize := int(binary.LittleEndian.Uint32(header[16:]))
+	if size != c.g.Size || blockSize != c.g.BlockSize {
+		return fmt.Errorf("it holds a device of %d bytes in blocks of %d, not one of %d in blocks of %d",
+			size, blockSize, c.g.Size, c.g.BlockSize)
+	}
+	return nil
+}
+
+// growFile gives a file its size. One that is too short, as after a power cut, only
+// lacks pages.
+func growFile(f vfs.File, name string, size int64) error {
+	have, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if have > size {
+		return corrupt("%s has %d bytes, not %d", name, have, size)
+	}
+	if have < size {
+		return sizeFile(f, size)
+	}
+	return nil
+}

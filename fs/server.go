@@ -1,0 +1,59 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// Server answers the kernel for one mount. Its methods may be called at any
+// time from any goroutine.
+type Server struct {
+	mount mountPoint
+	conn  *os.File
+	done  chan struct{} // closed when all of it has ended
+}
+
+// Dir returns the mountpoint, an absolute path without symbolic links.
+func (s *Server) Dir() string { return s.mount.path }
+
+// Wait returns when the mount is gone, unmounted by whomever, its last file is
+// closed, and no request is left in the Device.
+func (s *Server) Wait() { <-s.done }
+
+// Unmount unmounts, unless somebody uses the mount: then everything stays as it
+// is and the error is ErrBusy. It is no error if the mount is gone already. The
+// last requests may still be running when it returns; Wait waits for them.
+func (s *Server) Unmount() error {
+	// A file closed a moment ago may still count as open, and things such as
+	// udev look into whatever appears.
+	var err error
+	for pause := 10 * time.Millisecond; pause <= 160*time.Millisecond; pause *= 2 {
+		if err = s.unmount(false); !errors.Is(err, ErrBusy) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+	return err
+}
+
+// UnmountLazy takes the mount out of sight, in use or not. Who has its files
+// open can go on using them, and the Server goes on serving until the last of
+// them is closed.
+func (s *Server) UnmountLazy() error { return s.unmount(true) }
+
+func (s *Server) unmount(lazy bool) error {
+	_, there, err := mountByID(s.mount.id)
+	if err != nil || !there {
+		return err
+	}
+	top, _, err := mountAt(s.mount.path)
+	if err != nil {
+		return err
+	}
+	if top.id != s.mount.id {
+		return fmt.Errorf("unmount %s: %w: %s is mounted over it", s.mount.path, ErrBusy, top.source)
+	}
+	return unmount(s.mount.path, lazy)
+}

@@ -1,0 +1,288 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// heartbeatInterval is how often a pending snapshot's progress is refreshed.
+// Reclaim takes an owner for lost after staleAfter, a hundred times as long.
+const (
+	heartbeatInterval = 15 * time.Second
+	staleAfter        = 100 * heartbeatInterval
+)
+
+// A Plan is what a snapshot is to be.
+type Plan struct {
+	// ID and Nonce identify the attempt. Whoever must be able to find out
+	// after a crash what became of it records both durably before Begin.
+	ID    manifest.SnapshotID
+	Nonce string
+
+	Parent      *Image // nil for a first snapshot; of the same lineage
+	Geometry    manifest.Geometry
+	Volume      manifest.VolumeID // "" for an image
+	Holder      Holder            // pins the new snapshot before it is committed; zero for an image
+	Description string
+	Tags        map[string]string
+	Log         *slog.Logger // nil discards
+}
+
+// NewPlan draws the identity of an attempt in a lineage.
+func NewPlan(lineage manifest.LineageID) Plan {
+	return Plan{ID: manifest.NewSnapshotID(lineage), Nonce: manifest.NewNonce()}
+}
+
+// An Attempt is a snapshot between its intent and its outcome.
+type Attempt struct {
+	store  *Store
+	plan   Plan
+	intent manifest.Intent
+	log    *slog.Logger
+
+	uploaded *upload // set by Upload
+
+	blocksDone atomic.Int64 // address up to which blocks are packed; for Percent
+	storedSum  atomic.Int64
+	beaten     atomic.Bool // a heartbeat was sent, so that there is progress to remove
+}
+
+// Begin checks the plan and records its intent. ErrParentGone: the parent was
+// deleted and nothing may be inherited from it any more; the attempt was
+// aborted. On any other error the intent may or may not be recorded; Resolve
+// settles it.
+func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
+	if err := p.check(); err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", err)
+	}
+	a := &Attempt{store: s, plan: p, log: p.Log}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	a.intent = manifest.Intent{
+		Version: manifest.RecordVersion, Snapshot: p.ID, Volume: p.Volume, Size: p.Geometry.Size, BlockSize: p.Geometry.BlockSize,
+		Nonce: p.Nonce, Start: now(), Description: p.Description, Tags: p.Tags,
+	}
+	if p.Parent != nil {
+		parent := p.Parent.ID()
+		a.intent.Parent = &parent
+	}
+	if err := s.putIntent(ctx, a.intent); err != nil {
+		return nil, fmt.Errorf("begin %s: %w", p.ID, err)
+	}
+	if p.Parent == nil {
+		return a, nil
+	}
+	// Rule: the intent first, the parent's tombstone second. From here on
+	// reclaim takes the parent for a root, unless it was deleted before; then
+	// only this volume's own pin, read now and not remembered, keeps it whole.
+	err := s.mayInherit(ctx, p.Parent.ID(), p.Holder)
+	if errors.Is(err, ErrParentGone) {
+		return nil, errors.Join(fmt.Errorf("begin %s: %w", p.ID, err), a.Abort(ctx, "its parent was deleted"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("begin %s: %w", p.ID, err)
+	}
+	return a, nil
+}
+
+func (p Plan) check() error {
+	if err := p.Geometry.Validate(); err != nil {
+		return err
+	}
+	if err := manifest.CheckTags(p.Tags); err != nil {
+		return err
+	}
+	if p.Parent == nil {
+		return nil
+	}
+	parent := p.Parent.ID()
+	switch g := p.Parent.Geometry(); {
+	case parent.Lineage != p.ID.Lineage:
+		return fmt.Errorf("%w: parent %s and %s", ErrUnrelated, parent, p.ID)
+	case g.BlockSize != p.Geometry.BlockSize:
+		return fmt.Errorf("block size %d differs from the lineage's %d", p.Geometry.BlockSize, g.BlockSize)
+	case g.Size > p.Geometry.Size:
+		return fmt.Errorf("size %d is smaller than the parent's %d", p.Geometry.Size, g.Size)
+	}
+	return nil
+}
+
+// putIntent records an intent. A key taken by this very intent, its first
+// reply lost, is success.
+func (s *Store) putIntent(ctx context.Context, intent manifest.Intent) error {
+	err := s.putOnce(ctx, manifest.IntentKey(intent.Snapshot), intent)
+	if !errors.Is(err, blockstore.ErrExists) {
+		return err
+	}
+	there, _, err := getRecord[manifest.Intent](ctx, s.objects, manifest.IntentKey(intent.Snapshot))
+	if err != nil {
+		return err
+	}
+	if there.Nonce != intent.Nonce {
+		return fmt.Errorf("snapshot id is taken by another attempt: %w", blockstore.ErrExists)
+	}
+	return nil
+}
+
+// mayInherit is nil when a pending snapshot may refer to what parent refers
+// to.
+func (s *Store) mayInherit(ctx context.Context, parent manifest.SnapshotID, h Holder) error {
+	deleted, err := s.exists(ctx, manifest.TombstoneKey(parent))
+	if err != nil {
+		return fmt.Errorf("look for the tombstone of parent %s: %w", parent, err)
+	}
+	if !deleted {
+		return nil
+	}
+	if h.ID != "" {
+		pinned, err := s.exists(ctx, manifest.PinKey(parent, h.ID))
+		if err != nil {
+			return fmt.Errorf("look for the pin of %s on parent %s: %w", h.ID, parent, err)
+		}
+		if pinned {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s", ErrParentGone, parent)
+}
+
+// ID returns the id of the snapshot being made.
+func (a *Attempt) ID() manifest.SnapshotID { return a.plan.ID }
+
+// Percent returns how much of the device the upload has passed.
+func (a *Attempt) Percent() int {
+	if a.plan.Geometry.Blocks() == 0 {
+		return 0
+	}
+	return int(a.blocksDone.Load() * 100 / a.plan.Geometry.Blocks())
+}
+
+// StoredBytes returns the bytes of packs finished so far.
+func (a *Attempt) StoredBytes() int64 { return a.storedSum.Load() }
+
+// Commit makes the uploaded snapshot exist: it pins it for the holder, then
+// puts the outcome, whose key the store lets exist only once. ErrAborted:
+// somebody aborted the attempt first. After any other error the outcome is not
+// known: Commit again or Resolve.
+func (a *Attempt) Commit(ctx context.Context) (manifest.Outcome, error) {
+	if a.uploaded == nil {
+		return manifest.Outcome{}, errors.New("commit: nothing was uploaded")
+	}
+	// The volume's pin must stand before anybody can see, and delete, the
+	// snapshot the volume is about to read through.
+	if a.plan.Holder.ID != "" {
+		pin := manifest.Pin{Version: manifest.RecordVersion, Snapshot: a.ID(), Holder: a.plan.Holder.ID, Host: a.plan.Holder.Host, Mounted: now()}
+		if err := a.store.put(ctx, manifest.PinKey(a.ID(), a.plan.Holder.ID), pin); err != nil {
+			return manifest.Outcome{}, fmt.Errorf("commit %s: pin it: %w", a.ID(), err)
+		}
+	}
+	outcome := a.outcome(manifest.StateCommitted)
+	a.uploaded.describe(&outcome)
+	won, err := a.store.putOutcome(ctx, outcome)
+	if err != nil {
+		return won, fmt.Errorf("commit %s: %w", a.ID(), err)
+	}
+	if won.State != manifest.StateCommitted || won.Nonce != a.plan.Nonce {
+		return won, fmt.Errorf("commit %s: %w (%s)", a.ID(), ErrAborted, won.Why)
+	}
+	a.forgetProgress(ctx)
+	return won, nil
+}
+
+// Abort gives the attempt up and removes what it uploaded. It fails if the
+// snapshot is already committed.
+func (a *Attempt) Abort(ctx context.Context, why string) error {
+	committed, _, err := a.store.Resolve(ctx, a.ID(), a.plan.Nonce, why)
+	if err != nil {
+		return err
+	}
+	if committed {
+		return fmt.Errorf("abort %s: it is committed already", a.ID())
+	}
+	return a.store.Discard(ctx, a.ID(), a.plan.Holder)
+}
+
+func (a *Attempt) outcome(state string) manifest.Outcome {
+	return manifest.Outcome{
+		Version: manifest.RecordVersion, Snapshot: a.ID(), State: state, Nonce: a.plan.Nonce,
+		Parent: a.intent.Parent, Volume: a.intent.Volume, Size: a.intent.Size, BlockSize: a.intent.BlockSize,
+		Start: a.intent.Start, End: now(), Description: a.intent.Description, Tags: a.intent.Tags,
+	}
+}
+
+// Resolve settles what became of an attempt whose owner cannot go on: it is
+// aborted unless it was committed before, which the store decides. nonce tells
+// the attempt from another one that drew the same id. It returns the outcome
+// that stands.
+func (s *Store) Resolve(ctx context.Context, id manifest.SnapshotID, nonce, why string) (committed bool, _ manifest.Outcome, err error) {
+	aborted := manifest.Outcome{Version: manifest.RecordVersion, Snapshot: id, State: manifest.StateAborted, Nonce: nonce, Why: why, End: now()}
+	intent, _, err := getRecord[manifest.Intent](ctx, s.objects, manifest.IntentKey(id))
+	switch {
+	case err == nil && intent.Nonce == nonce:
+		aborted.Parent, aborted.Volume, aborted.Size, aborted.BlockSize = intent.Parent, intent.Volume, intent.Size, intent.BlockSize
+		aborted.Start, aborted.Description, aborted.Tags = intent.Start, intent.Description, intent.Tags
+	case err == nil:
+		return false, manifest.Outcome{}, nil // another attempt's id: this one never began
+	case !errors.Is(err, blockstore.ErrNotExist):
+		return false, aborted, fmt.Errorf("resolve %s: %w", id, err)
+	}
+	// Without an intent too: it may be on its way, and the outcome keeps the
+	// attempt from ever committing.
+	outcome, err := s.putOutcome(ctx, aborted)
+	if err != nil {
+		return false, outcome, fmt.Errorf("resolve %s: %w", id, err)
+	}
+	return outcome.State == manifest.StateCommitted && outcome.Nonce == nonce, outcome, nil
+}
+
+// putOutcome puts an outcome unless there is one, and returns the one that
+// stands.
+func (s *Store) putOutcome(ctx context.Context, outcome manifest.Outcome) (manifest.Outcome, error) {
+	// Rule: create-once. Committer and reaper both come here, and the store
+	// picks the winner, whatever either of them believes about the other.
+	err := s.putOnce(ctx, manifest.OutcomeKey(outcome.Snapshot), outcome)
+	if errors.Is(err, blockstore.ErrExists) {
+		return s.outcome(ctx, outcome.Snapshot)
+	}
+	return outcome, err
+}
+
+// heartbeat refreshes the attempt's progress until ctx ends, so that reclaim
+// can tell a slow owner from a lost one.
+func (a *Attempt) heartbeat(ctx context.Context) {
+	tick := time.NewTicker(heartbeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		a.beaten.Store(true)
+		err := a.store.put(ctx, manifest.ProgressKey(a.ID()), manifest.Progress{
+			Version: manifest.RecordVersion, Snapshot: a.ID(), Percent: a.Percent(), Heartbeat: now(),
+		})
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn("could not refresh the progress of a pending snapshot", "snapshot", a.ID(), "error", err)
+		}
+	}
+}
+
+// forgetProgress removes the progress of an ended attempt. It only tidies, so
+// that its failure is nobody's: reclaim tidies too.
+func (a *Attempt) forgetProgress(ctx context.Context) {
+	if !a.beaten.Load() {
+		return
+	}
+	if err := a.store.objects.Delete(ctx, manifest.ProgressKey(a.ID())); err != nil {
+		a.log.Warn("could not remove the progress of an ended snapshot", "snapshot", a.ID(), "error", err)
+	}
+}

@@ -1,0 +1,245 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// A Holder is who pins a snapshot: the id of a volume or of a read-only
+// session, and the host it is on. The zero Holder pins nothing.
+type Holder struct {
+	ID   string
+	Host string
+}
+
+// An Image is a committed snapshot opened for reading. It is immutable, and
+// its methods may be called concurrently.
+type Image struct {
+	Outcome manifest.Outcome
+	Root    *manifest.Root
+
+	// Pinned says that the holder's pin stands. An image opened with
+	// read-only credentials is not pinned: should its snapshot be deleted, its
+	// reads begin to fail.
+	Pinned bool
+
+	objects blockstore.Store
+}
+
+// Pin makes a holder's pin on a snapshot stand, which keeps everything the
+// snapshot refers to from being reclaimed until Unpin. A deleted snapshot is
+// ErrNotFound and gets no pin.
+func (s *Store) Pin(ctx context.Context, id manifest.SnapshotID, h Holder) error {
+	pin := manifest.Pin{Version: manifest.RecordVersion, Snapshot: id, Holder: h.ID, Host: h.Host, Mounted: now()}
+	if err := s.put(ctx, manifest.PinKey(id, h.ID), pin); err != nil {
+		return fmt.Errorf("pin %s: %w", id, err)
+	}
+	// Rule: the pin first, the tombstone second. A reclaimer lists them in
+	// the opposite order, so one of the two sees the other.
+	deleted, err := s.exists(ctx, manifest.TombstoneKey(id))
+	if err != nil {
+		return fmt.Errorf("pin %s: look for its tombstone: %w", id, err)
+	}
+	if deleted {
+		if err := s.Unpin(ctx, id, h.ID); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: %s was deleted", ErrNotFound, id)
+	}
+	return nil
+}
+
+// Unpin removes a holder's pin. Absent is fine.
+func (s *Store) Unpin(ctx context.Context, id manifest.SnapshotID, holder string) error {
+	if err := s.objects.Delete(ctx, manifest.PinKey(id, holder)); err != nil {
+		return fmt.Errorf("remove the pin of %s on %s: %w", holder, id, err)
+	}
+	return nil
+}
+
+// Open opens a committed snapshot and pins it for the holder. Credentials that
+// may not write give an image that is not Pinned. It costs two round trips,
+// and one more for a root too large to be in the outcome. Deleted or unknown
+// is ErrNotFound, and the other states are ErrPending and ErrAborted.
+func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Image, error) {
+	img := &Image{objects: s.objects}
+	// These are independent, so they share their round trips. None is
+	// cancelled for another's failure: whether the pin was made must be known.
+	var g errgroup.Group
+	var committedErr error
+	g.Go(func() error {
+		_, err := s.ID(ctx)
+		return err
+	})
+	g.Go(func() error {
+		_, err := s.Lineage(ctx, id.Lineage)
+		return err
+	})
+	g.Go(func() (err error) {
+		if h.ID == "" {
+			return s.checkTombstone(ctx, id)
+		}
+		err = s.Pin(ctx, id, h)
+		if errors.Is(err, blockstore.ErrDenied) {
+			return s.checkTombstone(ctx, id)
+		}
+		img.Pinned = err == nil
+		return err
+	})
+	g.Go(func() error {
+		img.Outcome, img.Root, committedErr = s.committed(ctx, id)
+		return committedErr
+	})
+	err := g.Wait()
+	if err == nil {
+		return img, nil
+	}
+	if img.Pinned && errors.Is(committedErr, ErrNotFound) {
+		err = errors.Join(err, s.Unpin(ctx, id, h.ID)) // a pin on nothing
+	}
+	return nil, fmt.Errorf("open %s: %w", id, err)
+}
+
+func (s *Store) checkTombstone(ctx context.Context, id manifest.SnapshotID) error {
+	deleted, err := s.exists(ctx, manifest.TombstoneKey(id))
+	if err != nil {
+		return fmt.Errorf("look for the tombstone of %s: %w", id, err)
+	}
+	if deleted {
+		return fmt.Errorf("%w: %s was deleted", ErrNotFound, id)
+	}
+	return nil
+}
+
+// committed reads the outcome and the root of a committed snapshot, whether or
+// not it is tombstoned.
+func (s *Store) committed(ctx context.Context, id manifest.SnapshotID) (manifest.Outcome, *manifest.Root, error) {
+	outcome, err := s.outcome(ctx, id)
+	if errors.Is(err, blockstore.ErrNotExist) {
+		begun, err := s.exists(ctx, manifest.IntentKey(id))
+		switch {
+		case err != nil:
+			return outcome, nil, err
+		case begun:
+			return outcome, nil, fmt.Errorf("%w: %s", ErrPending, id)
+		}
+		return outcome, nil, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	if err != nil {
+		return outcome, nil, err
+	}
+	if outcome.State != manifest.StateCommitted {
+		return outcome, nil, fmt.Errorf("%w: %s (%s)", ErrAborted, id, outcome.Why)
+	}
+	root, err := s.root(ctx, id, outcome)
+	return outcome, root, err
+}
+
+// root returns a committed snapshot's root, verified against its outcome.
+func (s *Store) root(ctx context.Context, id manifest.SnapshotID, outcome manifest.Outcome) (*manifest.Root, error) {
+	data := outcome.Root
+	if len(data) == 0 {
+		var err error
+		data, _, err = s.objects.Get(ctx, manifest.RootKey(id), manifest.MaxRootLength)
+		if err != nil {
+			return nil, fmt.Errorf("read the root of %s: %w", id, err)
+		}
+	}
+	if manifest.Sum(data) != manifest.Hash(outcome.RootHash) {
+		return nil, fmt.Errorf("the root of %s does not have the hash in its outcome: %w", id, manifest.ErrCorrupt)
+	}
+	root, err := manifest.DecodeRoot(data)
+	if err != nil {
+		return nil, fmt.Errorf("read the root of %s: %w", id, err)
+	}
+	if root.Snapshot != id || root.Geometry.Size != outcome.Size || root.Geometry.BlockSize != outcome.BlockSize {
+		return nil, fmt.Errorf("the root of %s is that of another snapshot: %w", id, manifest.ErrCorrupt)
+	}
+	return root, nil
+}
+
+// ID returns the snapshot's id.
+func (m *Image) ID() manifest.SnapshotID { return m.Root.Snapshot }
+
+// Geometry returns the snapshot's size and block size.
+func (m *Image) Geometry() manifest.Geometry { return m.Root.Geometry }
+
+// FetchLeaf reads a leaf from the store and verifies it.
+func (m *Image) FetchLeaf(ctx context.Context, ref manifest.LeafRef) (*manifest.Leaf, error) {
+	blocks := m.Root.Geometry.LeafLen(ref.Leaf)
+	data, err := m.fetchIndex(ctx, ref.Owner, ref.Offset, manifest.EncodedLeafLen(blocks), ref.Hash)
+	if err != nil {
+		return nil, fmt.Errorf("read leaf %d of %s: %w", ref.Leaf, m.ID(), err)
+	}
+	leaf, err := manifest.DecodeLeaf(data)
+	if err != nil {
+		return nil, fmt.Errorf("read leaf %d of %s: %w", ref.Leaf, m.ID(), err)
+	}
+	if leaf.Len() != blocks {
+		return nil, fmt.Errorf("leaf %d of %s has %d blocks instead of %d: %w", ref.Leaf, m.ID(), leaf.Len(), blocks, manifest.ErrCorrupt)
+	}
+	return leaf, nil
+}
+
+// fetchSection reads a section of the footer and verifies it.
+func (m *Image) fetchSection(ctx context.Context, ref manifest.SectionRef) (*manifest.Section, error) {
+	data, err := m.fetchIndex(ctx, ref.Home, ref.Offset, int(ref.Length), ref.Hash)
+	if err == nil {
+		var section *manifest.Section
+		if section, err = manifest.DecodeSection(data); err == nil {
+			return section, nil
+		}
+	}
+	return nil, fmt.Errorf("read the section of packs %d–%d of owner %x in %s: %w",
+		ref.Section*manifest.SectionPacks, (ref.Section+1)*manifest.SectionPacks-1, ref.Owner, m.ID(), err)
+}
+
+// fetchIndex reads length bytes of an owner's leaves stream and checks their
+// hash.
+func (m *Image) fetchIndex(ctx context.Context, owner uint64, offset int64, length int, hash manifest.Hash) ([]byte, error) {
+	part, within := manifest.SplitOffset(offset)
+	id := manifest.SnapshotID{Lineage: m.ID().Lineage, Serial: owner}
+	data := make([]byte, length)
+	if err := m.objects.ReadRange(ctx, manifest.LeavesKey(id, part), within, data); err != nil {
+		return nil, err
+	}
+	if manifest.Sum(data) != hash {
+		return nil, fmt.Errorf("wrong SHA-256: %w", manifest.ErrCorrupt)
+	}
+	return data, nil
+}
+
+// ImageOf returns the image of a root that its caller verified, without asking
+// the store. The caller sees to the pin.
+func (s *Store) ImageOf(root *manifest.Root) *Image {
+	return &Image{Root: root, objects: s.objects}
+}
+
+// Load returns the image of a committed outcome. The caller sees to the pin.
+func (s *Store) Load(ctx context.Context, outcome manifest.Outcome) (*Image, error) {
+	root, err := s.root(ctx, outcome.Snapshot, outcome)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{Outcome: outcome, Root: root, objects: s.objects}, nil
+}
+
+// KeepPinned makes sure that the holder's pin on a snapshot, made before,
+// stands: if it is gone the snapshot is pinned anew, and ErrNotFound if it was
+// deleted meanwhile.
+func (s *Store) KeepPinned(ctx context.Context, id manifest.SnapshotID, h Holder) error {
+	stands, err := s.exists(ctx, manifest.PinKey(id, h.ID))
+	if err != nil {
+		return fmt.Errorf("look for the pin of %s on %s: %w", h.ID, id, err)
+	}
+	if stands {
+		return nil
+	}
+	return s.Pin(ctx, id, h)
+}

@@ -1,0 +1,190 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// The verdicts of the protocol, wrapped; test for them with [errors.Is].
+var (
+	// ErrNotFound: no such snapshot, or it was deleted.
+	ErrNotFound = errors.New("snapshot not found")
+
+	// ErrPending: the snapshot is still being made.
+	ErrPending = errors.New("snapshot is pending")
+
+	// ErrAborted: the snapshot was given up before it was complete.
+	ErrAborted = errors.New("snapshot was aborted")
+
+	// ErrParentGone: the parent of an attempt was deleted; begin again without it.
+	ErrParentGone = errors.New("parent snapshot was deleted")
+
+	// ErrUnrelated: two snapshots do not share a lineage.
+	ErrUnrelated = errors.New("snapshots are not of the same lineage")
+
+	// ErrNotStore: the object store holds no lazyvol store.
+	ErrNotStore = errors.New("not a lazyvol store")
+)
+
+// recordLimit bounds a JSON record, in bytes. The largest is an outcome with a
+// small root in it.
+const recordLimit = 1 << 20
+
+// parallel is how many small requests one operation keeps in flight.
+const parallel = 32
+
+// A Store is a lazyvol store in an object store. Its methods may be called
+// concurrently.
+type Store struct {
+	objects blockstore.Store
+
+	mu       sync.Mutex // guards the fields below
+	id       string     // "" until store.json was read
+	lineages map[manifest.LineageID]manifest.LineageRecord
+}
+
+// New returns the lazyvol store in objects without asking it anything; ID
+// tells whether there is one. The object store does the retrying: an error it
+// reports is final here.
+func New(objects blockstore.Store) *Store {
+	return &Store{objects: objects, lineages: make(map[manifest.LineageID]manifest.LineageRecord)}
+}
+
+// Init makes the store if there is none yet. It is idempotent, and safe when
+// several hosts do it at once.
+func Init(ctx context.Context, objects blockstore.Store) (*Store, error) {
+	s := New(objects)
+	if _, err := s.ID(ctx); !errors.Is(err, ErrNotStore) {
+		return s, err
+	}
+	record := manifest.StoreRecord{Version: manifest.RecordVersion, ID: manifest.NewNonce()}
+	err := s.putOnce(ctx, manifest.StoreKey(), record)
+	if err != nil && !errors.Is(err, blockstore.ErrExists) {
+		return nil, fmt.Errorf("make store %s: %w", objects, err)
+	}
+	_, err = s.ID(ctx)
+	return s, err
+}
+
+// Objects returns the object store that holds this store.
+func (s *Store) Objects() blockstore.Store { return s.objects }
+
+// String returns the store's URL.
+func (s *Store) String() string { return s.objects.String() }
+
+// ID returns the store's own id, reading it on the first call. It is
+// ErrNotStore when the object store holds no lazyvol store, and
+// manifest.ErrVersion when a newer lazyvol made it.
+func (s *Store) ID(ctx context.Context) (string, error) {
+	s.mu.Lock()
+	id := s.id
+	s.mu.Unlock()
+	if id != "" {
+		return id, nil
+	}
+	record, _, err := getRecord[manifest.StoreRecord](ctx, s.objects, manifest.StoreKey())
+	if errors.Is(err, blockstore.ErrNotExist) {
+		return "", fmt.Errorf("%w: %s (make one with 'lazyvol init')", ErrNotStore, s.objects)
+	}
+	if err != nil {
+		return "", fmt.Errorf("open store %s: %w", s.objects, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id = record.ID
+	return s.id, nil
+}
+
+// CreateLineage draws a new lineage and records it. blockSize is in bytes.
+func (s *Store) CreateLineage(ctx context.Context, blockSize int) (manifest.LineageRecord, error) {
+	const draws = 8 // of 2³² ids; a store holds far fewer lineages
+	for range draws {
+		record := manifest.LineageRecord{
+			Version:   manifest.RecordVersion,
+			ID:        manifest.NewLineageID(),
+			BlockSize: blockSize,
+			Created:   now(),
+		}
+		err := s.putOnce(ctx, manifest.LineageKey(record.ID), record)
+		if errors.Is(err, blockstore.ErrExists) {
+			continue // taken, or ours with its reply lost: an unused lineage harms nobody
+		}
+		if err != nil {
+			return record, fmt.Errorf("create lineage: %w", err)
+		}
+		return record, nil
+	}
+	return manifest.LineageRecord{}, fmt.Errorf("create lineage: %d ids drawn and all taken", draws)
+}
+
+// Lineage returns a lineage's record. Records never change, so each is read
+// once.
+func (s *Store) Lineage(ctx context.Context, id manifest.LineageID) (manifest.LineageRecord, error) {
+	s.mu.Lock()
+	record, ok := s.lineages[id]
+	s.mu.Unlock()
+	if ok {
+		return record, nil
+	}
+	record, _, err := getRecord[manifest.LineageRecord](ctx, s.objects, manifest.LineageKey(id))
+	if errors.Is(err, blockstore.ErrNotExist) {
+		return record, fmt.Errorf("%w: the store has no lineage %s", ErrNotFound, id)
+	}
+	if err != nil {
+		return record, fmt.Errorf("read lineage %s: %w", id, err)
+	}
+	if record.Encryption != nil {
+		return record, fmt.Errorf("lineage %s is encrypted, which this lazyvol cannot read: %w", id, manifest.ErrVersion)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lineages[id] = record
+	return record, nil
+}
+
+// putOnce writes a record under a key that must be free: ErrExists otherwise.
+func (s *Store) putOnce(ctx context.Context, key string, record any) error {
+	data, err := manifest.EncodeRecord(record)
+	if err != nil {
+		return err
+	}
+	_, err = s.objects.Put(ctx, key, data, blockstore.IfAbsent)
+	return err
+}
+
+// put writes a record that its owner may overwrite.
+func (s *Store) put(ctx context.Context, key string, record any) error {
+	data, err := manifest.EncodeRecord(record)
+	if err != nil {
+		return err
+	}
+	_, err = s.objects.Put(ctx, key, data, blockstore.Condition{})
+	return err
+}
+
+// exists reports whether an object is there. An error is not absence.
+func (s *Store) exists(ctx context.Context, key string) (bool, error) {
+	_, _, err := s.objects.Get(ctx, key, recordLimit)
+	if errors.Is(err, blockstore.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// getRecord reads and decodes a record and returns its ETag.
+func getRecord[T any](ctx context.Context, objects blockstore.Store, key string) (record T, etag string, err error) {
+	data, etag, err := objects.Get(ctx, key, recordLimit)
+	if err != nil {
+		return record, "", err
+	}
+	record, err = manifest.DecodeRecord[T](data)
+	if err != nil {
+		return record, "", fmt.Errorf("read %s: %w", key, err)
+	}
+	return record, etag, nil
+}

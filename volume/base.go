@@ -1,0 +1,128 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+)
+
+// A Base is the clean bytes of one snapshot on this host, and its leaves. Any
+// number of processes may have it open; whoever does holds its lock shared, so
+// that nobody unlinks it.
+type Base struct {
+	*cache.Clean
+	leaves *cache.IndexFile
+	lock   io.Closer
+	dir    string
+	id     manifest.SnapshotID
+	size   int64
+}
+
+// openBase opens the base of a snapshot, making it if this host has none.
+func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (*Base, error) {
+	dir := h.baseDir(storeID, id)
+	if err := h.FS.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the base of %s: %w", id, err)
+	}
+	b := &Base{dir: dir, id: id, size: g.Size}
+	var err error
+	if b.lock, err = h.FS.Lock(filepath.Join(dir, "lock"), false); err != nil {
+		return nil, fmt.Errorf("lock the base of %s: %w", id, err)
+	}
+	if b.Clean, err = cache.OpenClean(h.FS, dir, g); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the base of %s: %w", id, err), b.Close())
+	}
+	if b.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(dir, "index"), g); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the base of %s: %w", id, err), b.Close())
+	}
+	return b, nil
+}
+
+// Close lets go of the base.
+func (b *Base) Close() error {
+	var err error
+	if b.leaves != nil {
+		err = errors.Join(err, b.leaves.Close())
+	}
+	if b.Clean != nil {
+		err = errors.Join(err, b.Clean.Close())
+	}
+	return errors.Join(err, b.lock.Close())
+}
+
+// LockHydrator makes this process the one that hydrates the base, until the
+// lock is closed. vfs.ErrLocked: another process is.
+func (d *Device) LockHydrator() (io.Closer, error) {
+	if d.base == nil {
+		return io.NopCloser(nil), nil
+	}
+	lock, err := d.host.FS.Lock(filepath.Join(d.base.dir, "hydrator"), true)
+	if err != nil && !errors.Is(err, vfs.ErrLocked) {
+		err = fmt.Errorf("lock the hydrator of %s: %w", d.base.dir, err)
+	}
+	return lock, err
+}
+
+// leaf returns a leaf of an image: from memory, else from a local copy, else
+// from the store. Each is verified by the hash in the root.
+func (d *Device) leaf(ctx context.Context, img *snapshot.Image, ref manifest.LeafRef) (*manifest.Leaf, error) {
+	return d.host.Leaves.Get(ctx, ref.Hash, func(ctx context.Context) (*manifest.Leaf, error) {
+		if leaf, ok := d.localLeaf(ref); ok {
+			return leaf, nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, d.host.ReadDeadline)
+		defer cancel()
+		leaf, err := img.FetchLeaf(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		d.stats.fetchedBytes.Add(int64(manifest.EncodedLeafLen(leaf.Len())))
+		if err := d.indexOf(img).Store(ref, leaf); err != nil {
+			d.host.Log.Warn("could not keep a leaf on this host; it will be fetched again", "leaf", ref.Leaf, "error", err)
+		}
+		return leaf, nil
+	})
+}
+
+// localLeaf looks for a leaf on this host. A snapshot made of the volume
+// shares most leaves with the base's, so both places may have it.
+func (d *Device) localLeaf(ref manifest.LeafRef) (*manifest.Leaf, bool) {
+	if d.base != nil {
+		if leaf, ok := d.base.leaves.Load(ref); ok {
+			return leaf, true
+		}
+	}
+	if d.writes != nil {
+		return d.writes.leaves.Load(ref)
+	}
+	return nil, false
+}
+
+// indexOf returns where the leaves of an image are kept on this host.
+func (d *Device) indexOf(img *snapshot.Image) *cache.IndexFile {
+	if d.base != nil && d.base.id == img.ID() {
+		return d.base.leaves
+	}
+	return d.writes.leaves // only a volume's root is ever another than its base
+}
+
+// ref returns where the bytes of a block lie.
+func (d *Device) ref(ctx context.Context, img *snapshot.Image, block int64) (manifest.Ref, error) {
+	n := block / manifest.LeafBlocks
+	at, ok := img.Root.Find(n)
+	if !ok {
+		return manifest.Ref{}, nil
+	}
+	leaf, err := d.leaf(ctx, img, at)
+	if err != nil {
+		return manifest.Ref{}, fmt.Errorf("find block %d: %w", block, err)
+	}
+	return leaf.Ref(int(block % manifest.LeafBlocks)), nil
+}

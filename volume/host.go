@@ -1,0 +1,67 @@
+package volume
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+)
+
+// A Host is what the devices of one process share.
+type Host struct {
+	FS    vfs.FS
+	State string // the state directory
+	Store *snapshot.Store
+	Name  string // of the host, for pins
+	Boot  string // id of the running boot: marks of another one are believed only as far as they were synced
+
+	// Leaves caches decoded leaves for all devices.
+	Leaves *cache.Leaves
+
+	// Demand and Background are the store as reads and as the hydrator and
+	// snapshots use it: each with its own limit on requests at once, so that
+	// background work cannot take the slots of a read.
+	Demand, Background blockstore.Store
+
+	// ReadDeadline is how long a read of a missing block waits for the store
+	// before it fails with EIO.
+	ReadDeadline time.Duration
+
+	// Room returns an error when no more clean bytes should be cached in the
+	// background; nil never does.
+	Room func() error
+
+	Log *slog.Logger
+}
+
+// BootID returns the id of the running boot.
+func BootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("find out which boot this is: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// VolumesDir is the folder of all volumes of a state directory.
+func VolumesDir(state string) string { return filepath.Join(state, "volumes") }
+
+// Dir is a volume's folder.
+func Dir(state string, id manifest.VolumeID) string {
+	return filepath.Join(VolumesDir(state), string(id))
+}
+
+// SessionsDir is the folder of the read-only sessions of a state directory.
+func SessionsDir(state string) string { return filepath.Join(state, "mounts") }
+
+func (h *Host) baseDir(storeID string, id manifest.SnapshotID) string {
+	return filepath.Join(h.State, "bases", storeID, id.String())
+}

@@ -1,0 +1,138 @@
+package volume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// recordVersion is the version of volume.json this build writes and reads.
+const recordVersion = 1
+
+// A Record is a volume's volume.json: what must be known to open it, replaced
+// as a whole and durably. Together with the outcomes in the store it says, after
+// a crash, how far a snapshot of the volume got:
+//
+//   - one layer: none was being made;
+//   - two layers and nothing pending: the older one was sealed, but may not
+//     have been synced; it is merged back;
+//   - two layers and a pending attempt: the store's outcome decides whether the
+//     older layer is done with or merged back.
+type Record struct {
+	Version   int                `json:"version"`
+	ID        manifest.VolumeID  `json:"id"`
+	StoreURL  string             `json:"store"`
+	StoreID   string             `json:"storeId"`
+	Lineage   manifest.LineageID `json:"lineage"`
+	Size      int64              `json:"size"`
+	BlockSize int                `json:"blockSize"`
+	Created   time.Time          `json:"created"`
+
+	// Creating says that Create has not finished: the pin may not stand.
+	Creating bool `json:"creating,omitempty"`
+
+	// Base is the snapshot the volume was created from, and BaseSize its size.
+	Base     *manifest.SnapshotID `json:"base,omitempty"`
+	BaseSize int64                `json:"baseSize,omitempty"`
+
+	// Root is the snapshot through which cold blocks are read. The folder has
+	// a copy of its encoded root, which has this hash.
+	Root     *manifest.SnapshotID `json:"root,omitempty"`
+	RootHash manifest.HexHash     `json:"rootHash,omitzero"`
+
+	Layers  []int64  `json:"layers"` // numbers of the write layers, oldest first; the last is open
+	Pending *Pending `json:"pending,omitempty"`
+
+	// Unpin are snapshots that the volume no longer reads through and whose
+	// pins it has yet to remove.
+	Unpin []manifest.SnapshotID `json:"unpin,omitempty"`
+}
+
+// Pending is the attempt to snapshot the sealed layer.
+type Pending struct {
+	Snapshot manifest.SnapshotID `json:"snapshot"`
+	Nonce    string              `json:"nonce"`
+}
+
+const maxRecordLength = 1 << 20
+
+// ErrNotFound: this state directory has no such volume.
+var ErrNotFound = errors.New("volume not found")
+
+// ReadRecord reads a volume's record. It may be called while another process
+// has the volume open.
+func ReadRecord(fsys vfs.FS, state string, id manifest.VolumeID) (Record, error) {
+	data, err := vfs.ReadFile(fsys, filepath.Join(Dir(state, id), "volume.json"), maxRecordLength)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Record{}, fmt.Errorf("%w: %s has no %s", ErrNotFound, state, id)
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("read the record of %s: %w", id, err)
+	}
+	var r Record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("read the record of %s: %w", id, err)
+	}
+	switch {
+	case r.Version != recordVersion:
+		return r, fmt.Errorf("read the record of %s: %w: version %d", id, manifest.ErrVersion, r.Version)
+	case r.ID != id:
+		return r, fmt.Errorf("read the record of %s: it is that of %q", id, r.ID)
+	case !r.Creating && (len(r.Layers) < 1 || len(r.Layers) > 2):
+		return r, fmt.Errorf("read the record of %s: it names %d write layers", id, len(r.Layers))
+	}
+	return r, nil
+}
+
+// save replaces the record durably.
+func (r *Record) save(fsys vfs.FS, dir string) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, "volume.json"), append(data, '\n')); err != nil {
+		return fmt.Errorf("write the record of %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+func (r *Record) geometry() manifest.Geometry {
+	return manifest.Geometry{Size: r.Size, BlockSize: r.BlockSize}
+}
+
+// saveRoot keeps a copy of a root, durably, for opening the volume without
+// asking the store.
+func saveRoot(fsys vfs.FS, dir string, root *manifest.Root) error {
+	if err := vfs.WriteFileAtomic(fsys, rootPath(dir, root.Snapshot), root.Encode()); err != nil {
+		return fmt.Errorf("keep a copy of the root of %s: %w", root.Snapshot, err)
+	}
+	return nil
+}
+
+func loadRoot(fsys vfs.FS, dir string, id manifest.SnapshotID, hash manifest.Hash) (*manifest.Root, error) {
+	data, err := vfs.ReadFile(fsys, rootPath(dir, id), manifest.MaxRootLength)
+	if err != nil {
+		return nil, fmt.Errorf("read the local copy of the root of %s: %w", id, err)
+	}
+	if manifest.Sum(data) != hash {
+		return nil, fmt.Errorf("the local copy of the root of %s is damaged: %w", id, manifest.ErrCorrupt)
+	}
+	return manifest.DecodeRoot(data)
+}
+
+func rootPath(dir string, id manifest.SnapshotID) string {
+	return filepath.Join(dir, "root-"+id.String())
+}
+
+func layersDir(dir string) string { return filepath.Join(dir, "layers") }
+
+func layerDir(dir string, n int64) string {
+	return filepath.Join(layersDir(dir), strconv.FormatInt(n, 10))
+}

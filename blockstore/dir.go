@@ -209,6 +209,9 @@ func (s *dirStore) delete(ctx context.Context, keys []string) error {
 	defer root.Close()
 	parents := make(map[string]string) // one of the keys in each directory
 	for _, key := range keys {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := locked(ctx, root, func() error { return s.remove(root, key) }); err != nil {
 			return fmt.Errorf("%q: %w", key, fileError(err))
 		}

@@ -44,6 +44,9 @@ type listing struct {
 }
 
 func (l *listing) walk(ctx context.Context, dir string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	names, err := l.names(dir)
 	if err != nil {
 		return err
@@ -81,16 +84,11 @@ func (l *listing) visit(key string) error {
 // with a slash at the end, so that their order is that of the keys below them.
 // Symbolic links and everything else that no Put made are passed over.
 func (l *listing) names(dir string) ([]string, error) {
-	f, err := l.root.Open(dir)
+	entries, err := l.read(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, nil // no such prefix, or deleted meanwhile
 	}
 	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	entries, err := f.ReadDir(-1)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // ENOENT: removed while it was open
 		return nil, err
 	}
 	var names []string
@@ -108,6 +106,15 @@ func (l *listing) names(dir string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+func (l *listing) read(dir string) ([]fs.DirEntry, error) {
+	f, err := l.root.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.ReadDir(-1)
 }
 
 // below reports whether keys that begin with dir can be part of the listing.

@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/lazyvol/lazyvol/manifest"
@@ -41,11 +40,8 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 	if err != nil || rewritten == nil {
 		return 0, err
 	}
-	// Without a condition this could bring back a pack that was deleted
-	// meanwhile, for ever: nothing lists it any more.
-	if etag == "" {
-		return 0, errors.New("the store returned no ETag")
-	}
+	// Without the condition this could bring back a pack that was deleted
+	// meanwhile, or slots that another rewrite removed.
 	if _, err := s.Put(ctx, key, rewritten, IfMatch(etag)); err != nil {
 		return 0, err
 	}

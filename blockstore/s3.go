@@ -160,6 +160,9 @@ func (s *s3Store) put(ctx context.Context, key string, data []byte, c Condition)
 		input.IfNoneMatch = aws.String("*")
 	}
 	if etag, ok := c.Match(); ok {
+		if etag == "" { // which some servers take for no condition
+			return "", fmt.Errorf("%w: no object has an empty ETag", ErrChanged)
+		}
 		input.IfMatch = aws.String(`"` + etag + `"`)
 	}
 	ctx, cancel := s.request(ctx, int64(len(data)))

@@ -77,8 +77,7 @@ func sentinel(status int, code string, c Condition) error {
 	case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
 		"ExpiredToken", "InvalidToken", "TokenRefreshRequired":
 		return ErrDenied
-	case "ConditionalRequestConflict", "OperationAborted", // another write was under way; nothing is decided
-		"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "TooManyRequests":
+	case "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "TooManyRequests":
 		return ErrUnavailable
 	}
 	switch status {
@@ -93,6 +92,8 @@ func sentinel(status int, code string, c Condition) error {
 		return ErrDenied
 	case http.StatusRequestedRangeNotSatisfiable:
 		return ErrShort
+	case http.StatusConflict: // another write was under way; nothing is decided
+		return ErrUnavailable
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
 		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return ErrUnavailable

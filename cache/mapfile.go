@@ -19,7 +19,7 @@ import (
 //	16   generation, u64
 //	24   nonce of the log, u64: random
 //	32   length of the checkpoint in bytes, u64
-//	40   boot id, 64 bytes, padded with NUL
+//	40   boot id, 64 bytes, padded with NUL; none once a sync has failed
 //	104  zeros
 //	124  CRC32C of the above
 //	128  checkpoint: extents, ascending
@@ -87,12 +87,23 @@ func decodeMapHeader(b []byte, size int64) (mapHeader, error) {
 		bootID:        string(bytes.TrimRight(body[40:40+bootIDLen], "\x00")),
 	}
 	if h.size != size {
-		return mapHeader{}, fmt.Errorf("%s: is of a device of %d bytes, not %d", format.Name, h.size, size)
+		return mapHeader{}, corrupt("%s is of a device of %d bytes, not %d", format.Name, h.size, size)
 	}
 	if limit := ceilDiv(pagesOf(size), regionPages) * (extentLen + regionLen); h.checkpointLen < 0 || h.checkpointLen > limit {
 		return mapHeader{}, corrupt("checkpoint of %d bytes", h.checkpointLen)
 	}
 	return h, nil
+}
+
+// disown takes the boot id out of the header of a map file, in one sector: the
+// kernel may have dropped what it could not write, so that from now on only covered
+// marks are to be believed, as after a power cut.
+func (h mapHeader) disown(f vfs.File) error {
+	h.bootID = ""
+	if _, err := f.WriteAt(h.encode(), 0); err != nil {
+		return fmt.Errorf("disown marks: %w", err)
+	}
+	return nil
 }
 
 // writeCheckpoint writes header and extents to an empty file. It does not sync.
@@ -187,8 +198,8 @@ func checkCheckpoint(r io.ReaderAt, h mapHeader) error {
 // readExtent reads the extent that begins at region next or later into m, by way
 // of buf. It returns its length in bytes and the region behind it.
 func readExtent(in io.Reader, buf *[regionLen]byte, m *pageMap, next int64) (n, end int64, err error) {
-	if _, err := io.ReadFull(in, buf[:extentLen]); err != nil {
-		return 0, 0, fmt.Errorf("extent: %w", err)
+	if err := readExtentPart(in, buf[:extentLen]); err != nil {
+		return 0, 0, err
 	}
 	first := int64(binary.LittleEndian.Uint32(buf[0:]))
 	count := int64(binary.LittleEndian.Uint32(buf[4:]))
@@ -202,8 +213,8 @@ func readExtent(in io.Reader, buf *[regionLen]byte, m *pageMap, next int64) (n, 
 		m.set(first*regionPages, pages, PageState(state))
 		return extentLen, end, nil
 	}
-	if _, err := io.ReadFull(in, buf[:]); err != nil {
-		return 0, 0, fmt.Errorf("region %d: %w", first, err)
+	if err := readExtentPart(in, buf[:]); err != nil {
+		return 0, 0, err
 	}
 	r := new(region)
 	for i := range r.words {
@@ -213,6 +224,14 @@ func readExtent(in io.Reader, buf *[regionLen]byte, m *pageMap, next int64) (n, 
 		return 0, 0, err
 	}
 	return extentLen + regionLen, end, nil
+}
+
+func readExtentPart(in io.Reader, p []byte) error {
+	_, err := io.ReadFull(in, p)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return corrupt("checkpoint ends inside an extent")
+	}
+	return err
 }
 
 // readFull reads all of p, or says that the file ends too early.

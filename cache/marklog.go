@@ -105,9 +105,9 @@ func (l *markLog) appendBarrier(covers, finished uint64) error {
 }
 
 func (l *markLog) append(rec record) error {
-	slots := uint64(reserveSlots)
-	if rec.kind == kindBarrier {
-		slots = 1
+	slots := uint64(1)
+	if rec.kind < kindBarrier {
+		slots = reserveSlots
 	}
 	if err := l.reserve(l.end + slots); err != nil {
 		return err
@@ -161,42 +161,27 @@ func (l *markLog) appendFrom(o *markLog, from, to uint64) error {
 	return nil
 }
 
-// replay applies the log of a map file to m. With trustAll it applies all records,
-// as after a killed process, whose writes the kernel still has. Otherwise, as after
-// a power cut, only those that a barrier covers: their data is durable.
+// replay applies the log of a map file to m: after a killed process, sameBoot, all
+// records, since the kernel still has what was written; otherwise, as after a power
+// cut, only those that a barrier covers, since their data is durable.
 //
-// A record that the log must have had and that is no longer readable is an error:
-// for trustAll that is any before a readable one, otherwise any that a finished
-// barrier covered.
-func replay(r io.ReaderAt, h mapHeader, m *pageMap, trustAll bool) error {
-	var end, covered uint64 // slots before the first unreadable one; covered by a barrier among these
-	ended := false
-	err := scan(r, h, math.MaxUint64, func(slot uint64, rec record, ok bool) error {
-		switch {
-		case !ok:
-			ended = true
-		case !ended:
-			end = slot + 1
-			if rec.kind == kindBarrier {
-				if rec.first > slot || rec.first < covered {
-					return corrupt("slot %d: barrier covers %d slots after %d", slot, rec.first, covered)
-				}
-				covered = rec.first
-			}
-		case trustAll:
-			return corrupt("slot %d is unreadable, slot %d is not", end, slot)
-		case rec.kind == kindBarrier && rec.count > end:
-			return corrupt("slot %d is unreadable, %d slots were synced", end, rec.count)
-		}
-		return nil
-	})
+// A record that the log must have and that is not readable is an error: any before a
+// readable one if all are to be applied, else any that a finished barrier covered.
+func replay(r io.ReaderAt, h mapHeader, m *pageMap, sameBoot bool) error {
+	s, err := surveyLog(r, h)
 	if err != nil {
 		return err
 	}
-	if !trustAll {
-		end = covered
+	limit := s.end
+	switch {
+	case sameBoot && s.beyond > 0:
+		return corrupt("slot %d is unreadable, slot %d is not", s.end, s.beyond)
+	case !sameBoot && s.finished > s.end:
+		return corrupt("slot %d is unreadable, %d slots were synced", s.end, s.finished)
+	case !sameBoot:
+		limit = s.covered
 	}
-	return scan(r, h, end, func(slot uint64, rec record, _ bool) error {
+	return scan(r, h, limit, func(slot uint64, rec record, _ bool) error {
 		switch rec.kind {
 		case uint32(Data), uint32(Zero):
 			pages := uint64(m.pages)
@@ -210,6 +195,41 @@ func replay(r io.ReaderAt, h mapHeader, m *pageMap, trustAll bool) error {
 		}
 		return nil
 	})
+}
+
+// A logSurvey is what a log says about itself.
+type logSurvey struct {
+	end      uint64 // slots before the first unreadable one
+	covered  uint64 // slots that a barrier among these covers
+	beyond   uint64 // the last readable slot after an unreadable one; 0: there is none
+	finished uint64 // slots that were covered by a finished barrier
+}
+
+func surveyLog(r io.ReaderAt, h mapHeader) (logSurvey, error) {
+	var s logSurvey
+	err := scan(r, h, math.MaxUint64, func(slot uint64, rec record, ok bool) error {
+		if !ok {
+			return nil
+		}
+		inOrder := slot == s.end
+		if inOrder {
+			s.end++
+		} else {
+			s.beyond = slot
+		}
+		if rec.kind != kindBarrier {
+			return nil
+		}
+		if rec.first > slot || rec.count > rec.first {
+			return corrupt("slot %d: barrier for %d slots after one for %d", slot, rec.first, rec.count)
+		}
+		s.finished = max(s.finished, rec.count)
+		if inOrder {
+			s.covered = max(s.covered, rec.first)
+		}
+		return nil
+	})
+	return s, err
 }
 
 // scan calls fn for the slots of a map file below limit in order, until fn fails. ok

@@ -52,7 +52,10 @@ const MaxWriteLayerSize = 64 << 40
 // were data may have any part of the new bytes. A full disk fails only writes:
 // syncs find their space reserved. When the disk fails to make data or map durable,
 // the kernel may have dropped what it could not write, so this and every later Sync
-// of the open layer fails with that error.
+// of the open layer fails with that error. When it is opened again, also under the
+// same boot id, only covered marks are believed, as after a power cut; but pages that
+// were overwritten in place may look written from memory while the disk has the old
+// bytes, which no program can tell.
 //
 // # Concurrency
 //
@@ -66,6 +69,7 @@ type WriteLayer struct {
 	dir    string
 	size   int64
 	bootID string
+	minLog int64 // minLogLen, less in tests
 	data   vfs.File
 	pages  *pageMap
 
@@ -262,15 +266,16 @@ func (w *WriteLayer) syncPass() error {
 	return nil
 }
 
-// makeDurable syncs a file. Once a sync has failed, all do.
+// makeDurable syncs a file. Once a sync has failed, all do. It runs with syncMu held.
 func (w *WriteLayer) makeDurable(f vfs.File) error {
 	if err := w.failed.Load(); err != nil {
 		return *err
 	}
-	if err := f.Sync(); err != nil {
-		return w.fail(err)
+	err := f.Sync()
+	if err == nil {
+		return nil
 	}
-	return nil
+	return errors.Join(w.fail(err), w.log.header.disown(w.log.file))
 }
 
 // fail makes every later sync fail with err, or the error of an earlier call.

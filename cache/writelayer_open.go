@@ -51,7 +51,7 @@ func CreateWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Wr
 		return nil, fmt.Errorf("%s: %w", mapName(generation), fs.ErrExist)
 	}
 	w := newWriteLayer(fsys, dir, size, bootID)
-	w.data, err = fsys.OpenFile(filepath.Join(dir, dataName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	w.data, err = fsys.OpenFile(w.path(dataName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -107,10 +107,10 @@ func OpenWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Writ
 		return nil, fmt.Errorf("no map: %w", fs.ErrNotExist)
 	}
 	w := newWriteLayer(fsys, dir, size, bootID)
-	if err := w.readMap(generation); err != nil {
-		return nil, fmt.Errorf("%s: %w", mapName(generation), err)
+	w.data, err = fsys.OpenFile(w.path(dataName), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, corrupt("there is a map but no %s", dataName)
 	}
-	w.data, err = fsys.OpenFile(filepath.Join(dir, dataName), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -120,9 +120,10 @@ func OpenWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Writ
 	return w, nil
 }
 
-// readMap reads the state of the pages from a map file.
-func (w *WriteLayer) readMap(generation uint64) (err error) {
-	f, err := w.fs.OpenFile(w.path(mapName(generation)), os.O_RDONLY, 0)
+// load reads the state of the pages from a map file and makes their data durable,
+// which a killed process may not have done.
+func (w *WriteLayer) load(generation uint64) (err error) {
+	f, err := w.fs.OpenFile(w.path(mapName(generation)), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -132,23 +133,28 @@ func (w *WriteLayer) readMap(generation uint64) (err error) {
 		return err
 	}
 	if h.generation != generation {
-		return corrupt("is of generation %d", h.generation)
+		return corrupt("generation %d", h.generation)
+	}
+	if err := replay(f, h, m, h.bootID == w.bootID); err != nil {
+		return err
 	}
 	w.pages = m
-	return replay(f, h, m, h.bootID == w.bootID)
+	if err := w.data.Sync(); err != nil {
+		return errors.Join(err, h.disown(f))
+	}
+	return nil
 }
 
-// recover replaces the map file by one that holds what was believed of it, so that
-// what this process writes is judged by its own boot id alone.
+// recover loads a map and replaces it by one that holds what was believed of it, so
+// that what this process writes is judged by its own boot id alone.
 func (w *WriteLayer) recover(generation uint64) error {
 	if size, err := w.data.Size(); err != nil {
 		return err
 	} else if size != w.size {
 		return corrupt("%s has %d bytes, the device %d", dataName, size, w.size)
 	}
-	// The marks of a killed process may be ahead of their data.
-	if err := w.data.Sync(); err != nil {
-		return err
+	if err := w.load(generation); err != nil {
+		return fmt.Errorf("%s: %w", mapName(generation), err)
 	}
 	log, err := w.createMap(generation+1, w.pages.freeze())
 	if err != nil {
@@ -164,20 +170,47 @@ func (w *WriteLayer) recover(generation uint64) error {
 	return nil
 }
 
-// RemoveWriteLayer removes a layer that is not open. It is durably gone on return.
-// A missing one is fine.
-func RemoveWriteLayer(fsys vfs.FS, dir string) error {
+// RemoveWriteLayer removes a layer that is not open. It is durably gone on return;
+// what an interrupted removal leaves opens as fs.ErrNotExist or whole. A missing
+// layer is fine.
+func RemoveWriteLayer(fsys vfs.FS, dir string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("remove write layer %s: %w", dir, err)
+		}
+	}()
+	names, err := fsys.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The maps first, and the newest of these last: data without its map is no
+	// layer, but a map without its data is damage.
+	for _, name := range names {
+		if _, ok := parseMapName(name); !ok {
+			continue
+		}
+		if err := fsys.Remove(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+		if err := fsys.SyncDir(dir); err != nil {
+			return err
+		}
+	}
 	if err := fsys.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove write layer: %w", err)
+		return err
 	}
-	if err := fsys.SyncDir(filepath.Dir(dir)); err != nil {
-		return fmt.Errorf("remove write layer %s: %w", dir, err)
-	}
-	return nil
+	return fsys.SyncDir(filepath.Dir(dir))
 }
 
 func newWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) *WriteLayer {
-	return &WriteLayer{fs: fsys, dir: dir, size: size, bootID: bootID, pages: newPageMap(pagesOf(size))}
+	return &WriteLayer{
+		fs:     fsys,
+		dir:    dir,
+		size:   size,
+		bootID: bootID,
+		minLog: minLogLen,
+		pages:  newPageMap(pagesOf(size)),
+	}
 }
 
 func checkWriteLayer(size int64, bootID string) error {
@@ -203,7 +236,7 @@ func (w *WriteLayer) rotateIfFull() {
 	}
 	if err := w.rotate(); err != nil {
 		w.markMu.Lock()
-		w.rotateAt = w.log.len() + minLogLen
+		w.rotateAt = w.log.len() + w.minLog
 		w.markMu.Unlock()
 	}
 }
@@ -306,7 +339,7 @@ func (w *WriteLayer) installMap(log *markLog) error {
 // is anybody else's.
 func (w *WriteLayer) adopt(log *markLog) {
 	w.log = log
-	w.rotateAt = max(minLogLen, 2*log.header.checkpointLen)
+	w.rotateAt = max(w.minLog, 2*log.header.checkpointLen)
 }
 
 // removeStale removes maps older than generation and unfinished ones.

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +32,10 @@ func TestMain(m *testing.M) {
 		runDaemon()
 	case "reader":
 		runReader()
+	case "recover":
+		if err := fs.Recover(os.Args[1]); err != nil {
+			fatal(err)
+		}
 	default:
 		goleak.VerifyTestMain(m)
 	}
@@ -261,7 +264,7 @@ func tryStart(t *testing.T, config daemonConfig) (*daemon, error) {
 	}
 	d.cmd.Args = []string{"fs.test", d.dir}
 	if config.uid != 0 {
-		d.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(config.uid), Gid: uint32(config.uid)}}
+		d.cmd.SysProcAttr = credential(config.uid)
 	}
 	var stderr bytes.Buffer
 	d.cmd.Stderr = &stderr
@@ -316,8 +319,7 @@ func mountDir(t *testing.T, uid int) string {
 		}
 	}
 	t.Cleanup(func() {
-		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
-			t.Log("a mount was left behind") // as when its daemon was killed
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil { // left by daemons that were killed
 		}
 	})
 	return dir

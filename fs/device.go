@@ -9,7 +9,7 @@ import "context"
 // Ranges handed to a Device are never empty and lie within [0, Size).
 //
 // A context carries the caller's patience, nothing else: it ends when the
-// caller is being killed or when its time is up. Work done for several callers
+// caller is asked to end or when its time is up. Work done for several callers
 // must not be tied to one of them.
 //
 // Errors become what the caller's system call returns, by the table of

@@ -67,7 +67,7 @@ var (
 func (m *image) begin(ctx context.Context, limit time.Duration) *patience {
 	p := &patience{interrupted: ctx.Done(), connected: m.connected}
 	if caller, ok := fuse.FromContext(ctx); ok {
-		p.pid = caller.Pid
+		p.tid = caller.Pid
 	}
 	if limit > 0 {
 		p.deadline = time.Now().Add(limit)

@@ -392,21 +392,39 @@ func TestReadOnlyImage(t *testing.T) {
 // A buffered read between the kernel's dropping of the page cache for a direct
 // write and the write itself caches bytes that are about to be old.
 func TestDirectWriteReplacesWhatARacingReadCached(t *testing.T) {
-	for name, reopen := range map[string]bool{"open handle": false, "later handle": true} {
-		t.Run(name, func(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		loop, reopen bool
+	}{
+		{"write, open handle", false, false},
+		{"write, later handle", false, true},
+		{"asynchronous write, open handle", true, false},
+		{"asynchronous write, later handle", true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			d := start(t, daemonConfig{Size: 1 << 20, Seed: 6})
-			direct, buffered := d.open(unix.O_RDWR|unix.O_DIRECT), d.open(unix.O_RDONLY)
+			var direct *os.File
+			if c.loop {
+				direct = d.attachLoop()
+			} else {
+				direct = d.open(unix.O_RDWR | unix.O_DIRECT)
+			}
+			buffered := d.open(unix.O_RDONLY)
 			d.set(Change{Op: "write", Hold: true})
+			ones := alignedBuffer(8192)
+			for i := range ones {
+				ones[i] = 1
+			}
 			written := make(chan error)
 			go func() {
-				_, err := direct.WriteAt(bytes.Repeat([]byte{1}, 8192), 4096)
+				_, err := direct.WriteAt(ones, 4096)
 				written <- err
 			}()
 			d.waitRunning("write", 1)
 			if got := readAt(t, buffered, 1<<16, 0); !bytes.Equal(got, content(1<<20, 6)[:1<<16]) {
 				t.Error("the write can be read before it was done")
 			}
-			if reopen {
+			if c.reopen {
 				if err := buffered.Close(); err != nil {
 					t.Fatal(err)
 				}
@@ -415,11 +433,11 @@ func TestDirectWriteReplacesWhatARacingReadCached(t *testing.T) {
 			if err := <-written; err != nil {
 				t.Fatal(err)
 			}
-			if reopen {
+			if c.reopen {
 				buffered = d.open(unix.O_RDONLY)
 			}
 			d.eventually("buffered reader sees the write", func() bool {
-				return bytes.Equal(readAt(t, buffered, 8192, 4096), bytes.Repeat([]byte{1}, 8192))
+				return bytes.Equal(readAt(t, buffered, 8192, 4096), ones)
 			})
 		})
 	}

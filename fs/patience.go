@@ -12,25 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// interruptPoll is how often a request whose caller was signalled looks whether
-// the caller is dying of it. It bounds how long kill -9 takes on a stuck read.
+// interruptPoll is how often a request whose caller was signalled looks at what
+// the caller is asked to do. It bounds how long kill takes on a stuck read.
 const interruptPoll = 50 * time.Millisecond
 
-// patience is the context of one request: it ends when the caller is being
-// killed, the connection is gone, or the time is up.
+// patience is the context of one request: it ends when the caller is asked to
+// end, the connection is gone, or the time is up.
 //
 // The kernel sends INTERRUPT for every signal that reaches a waiting caller,
 // and passes on an EINTR even if the signal's handler asked for restarts. On a
 // disk neither read nor fsync ever returns EINTR, and many programs take it for
 // a failure; any profiler or interval timer would bring it about. So an
-// interrupted request goes on unless the signal is fatal.
+// interrupted request goes on unless the signal asks the caller to end.
 //
 // Nearly all requests are served without waiting, so the timer and the watching
 // goroutine exist only after the first call of Done.
 type patience struct {
 	interrupted <-chan struct{} // closed by INTERRUPT, or when the connection is gone
 	connected   func() bool
-	pid         uint32 // the caller's thread; 0 if it has no number here
+	tid         uint32 // the caller's thread; 0 if it has no number here
 	deadline    time.Time
 
 	mu      sync.Mutex // guards what follows
@@ -97,7 +97,7 @@ func (p *patience) end() {
 	}
 }
 
-// watch cancels waited once the caller was interrupted for good.
+// watch cancels waited when the caller was interrupted and is to end.
 func (p *patience) watch(waited context.Context, cancel context.CancelFunc) {
 	defer close(p.watcher)
 	select {
@@ -107,7 +107,7 @@ func (p *patience) watch(waited context.Context, cancel context.CancelFunc) {
 	}
 	tick := time.NewTicker(interruptPoll)
 	defer tick.Stop()
-	for p.connected() && !dying(p.pid) {
+	for p.connected() && !ending(p.tid) {
 		select {
 		case <-waited.Done():
 			return
@@ -117,27 +117,38 @@ func (p *patience) watch(waited context.Context, cancel context.CancelFunc) {
 	cancel()
 }
 
-// dying reports whether a thread is about to die of a signal, or is gone, or
-// cannot be looked at. The kernel turns every signal that will kill a process
-// into a pending SIGKILL of each of its threads (complete_signal in
-// kernel/signal.c).
-func dying(pid uint32) bool {
-	if pid == 0 {
+// endSignals are those that ask a process to end, whether it handles them or
+// not. Any other that is fatal to a process the kernel turns into a pending
+// SIGKILL of each of its threads (complete_signal in kernel/signal.c).
+const endSignals = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGTERM-1) | 1<<(unix.SIGINT-1) | 1<<(unix.SIGQUIT-1) | 1<<(unix.SIGHUP-1)
+
+// ending reports whether a thread is about to get one of endSignals, or is
+// gone, or cannot be looked at.
+func ending(tid uint32) bool {
+	if tid == 0 {
 		return true
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil {
 		return true
 	}
+	pending := signalSet(status, "SigPnd") | signalSet(status, "ShdPnd")
+	return pending&^signalSet(status, "SigBlk")&endSignals != 0
+}
+
+// signalSet returns a set of signals from a /proc/PID/status file (see
+// proc_pid_status(5)); bit 0 is signal 1.
+func signalSet(status []byte, name string) uint64 {
 	for line := range bytes.Lines(status) {
-		mask, ok := bytes.CutPrefix(line, []byte("SigPnd:"))
-		if !ok {
-			continue
+		if value, ok := bytes.CutPrefix(line, []byte(name+":")); ok {
+			set, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+			if err != nil {
+				return 0 // no kernel writes that
+			}
+			return set
 		}
-		pending, err := strconv.ParseUint(string(bytes.TrimSpace(mask)), 16, 64)
-		return err != nil || pending&(1<<(unix.SIGKILL-1)) != 0
 	}
-	return true
+	return 0
 }
 
 // alive reports whether the kernel still serves a FUSE connection: it reports

@@ -1,147 +1,94 @@
-package fs_test
+package fs
 
 import (
-	"bufio"
-	"fmt"
+	"context"
+	"errors"
 	"os"
-	"os/exec"
-	"os/signal"
 	"runtime"
-	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// runReader is the main function of a reader: it prints its thread, reads 4 KiB
-// of the file that is its argument with a single system call, and prints how
-// that went. It handles SIGUSR1.
-func runReader() {
-	runtime.LockOSThread()
-	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
-	fd, err := unix.Open(os.Args[1], unix.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		fatal(err)
+func newPatience(limit time.Duration) *patience {
+	p := &patience{interrupted: make(chan struct{}), connected: func() bool { return true }, tid: uint32(os.Getpid())}
+	if limit > 0 {
+		p.deadline = time.Now().Add(limit)
 	}
-	fmt.Println(unix.Gettid())
-	n, err := unix.Pread(fd, make([]byte, 4096), 0)
-	fmt.Println(n, err)
-	os.Exit(0)
+	return p
 }
 
-// reader is a test's side of a reader.
-type reader struct {
-	cmd *exec.Cmd
-	tid int
-	out *bufio.Reader
-}
-
-func startReader(t *testing.T, image string) *reader {
-	t.Helper()
-	r := &reader{cmd: reexec("reader")}
-	r.cmd.Args = []string{"fs.test", image}
-	stdout, err := r.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+func TestPatienceCostsNothingUntilSomebodyWaits(t *testing.T) {
+	before := runtime.NumGoroutine()
+	p := newPatience(time.Hour)
+	if err := p.Err(); err != nil {
+		t.Errorf("at the start: %v", err)
 	}
-	r.out = bufio.NewReader(stdout)
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
+	if _, ok := p.Deadline(); !ok {
+		t.Error("no deadline")
 	}
-	if _, err := fmt.Fscanln(r.out, &r.tid); err != nil {
-		t.Fatal(err)
+	if n := runtime.NumGoroutine(); n != before {
+		t.Errorf("%d goroutines more", n-before)
 	}
-	return r
-}
-
-// result waits for the reader and returns what it says.
-func (r *reader) result(t *testing.T) string {
-	t.Helper()
-	line, err := r.out.ReadString('\n')
-	if err != nil {
-		t.Errorf("reader said nothing: %v", err)
-	}
-	if err := r.cmd.Wait(); err != nil {
-		t.Error(err)
-	}
-	return strings.TrimSpace(line)
-}
-
-// On a disk a read never returns EINTR.
-func TestHarmlessSignalDoesNotDisturbARead(t *testing.T) {
-	d := start(t, daemonConfig{Size: 1 << 20})
-	d.set(Change{Op: "read", Hold: true})
-	r := startReader(t, d.image)
-	d.waitRunning("read", 1)
-	for range 3 {
-		if err := unix.Tgkill(r.cmd.Process.Pid, r.tid, unix.SIGUSR1); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(100 * time.Millisecond) // two looks at the reader
-	}
-	if n := d.operation("read").Running; n != 1 {
-		t.Errorf("%d reads in the device after the signal", n)
-	}
-	d.set(Change{Op: "read"})
-	if got := r.result(t); got != "4096 <nil>" {
-		t.Errorf("read returned %s", got)
+	p.end()
+	if err := p.Err(); !errors.Is(err, context.Canceled) {
+		t.Errorf("at the end: %v", err)
 	}
 }
 
-// A read that waits for the store must not make its process unkillable, also if
-// it got a harmless signal before.
-func TestKilledReaderIsGoneAtOnce(t *testing.T) {
-	d := start(t, daemonConfig{Size: 1 << 20})
-	for _, first := range []unix.Signal{0, unix.SIGUSR1} {
-		for _, fatal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
-			d.set(Change{Op: "read", Hold: true})
-			r := startReader(t, d.image)
-			d.waitRunning("read", 1)
-			if err := unix.Tgkill(r.cmd.Process.Pid, r.tid, first); err != nil {
-				t.Fatal(err)
-			}
-			killed := time.Now()
-			if err := unix.Kill(r.cmd.Process.Pid, fatal); err != nil {
-				t.Fatal(err)
-			}
-			if err := r.cmd.Wait(); err == nil {
-				t.Error("the reader ended well")
-			}
-			if took := time.Since(killed); took > 5*time.Second {
-				t.Errorf("the reader lived on for %v", took)
-			}
-			d.waitRunning("read", 0)
-			d.set(Change{Op: "read"})
-		}
-	}
-}
-
-func TestReadDeadline(t *testing.T) {
-	const limit = 200 * time.Millisecond
-	d := start(t, daemonConfig{Size: 1 << 20, Options: mountOptions{ReadDeadline: limit}})
-	for _, op := range []string{"read", "write", "zero", "seek", "sync"} {
-		d.set(Change{Op: op, Hold: true})
-	}
-	f := d.open(unix.O_RDWR | unix.O_DIRECT)
-	for what, do := range map[string]func() error{
-		"read":  func() error { _, err := f.ReadAt(make([]byte, 4096), 0); return err },
-		"write": func() error { _, err := f.WriteAt(make([]byte, 100), 0); return err },
-		"punch": func() error { return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE, 0, 10) },
-		"seek":  func() error { _, err := f.Seek(0, unix.SEEK_DATA); return err },
+func TestPatienceEnds(t *testing.T) {
+	interrupted := make(chan struct{})
+	close(interrupted)
+	for _, c := range []struct {
+		name  string
+		until func(p *patience)
+		want  error
+	}{
+		{"when the time is up", func(p *patience) { <-p.Done() }, context.DeadlineExceeded},
+		{"when the time is up and nobody waits", func(*patience) { time.Sleep(2 * time.Hour) }, context.DeadlineExceeded},
+		{"when the request is answered", func(p *patience) { done := p.Done(); p.end(); <-done }, context.Canceled},
+		{"when the request is answered, for those who ask then", func(p *patience) { p.end(); <-p.Done() }, context.Canceled},
+		{"when the connection is gone", func(p *patience) {
+			p.interrupted = interrupted
+			p.connected = func() bool { return false }
+			<-p.Done()
+		}, context.Canceled},
+		{"when the interrupted caller is gone", func(p *patience) {
+			p.interrupted = interrupted
+			p.tid = 1<<31 - 1
+			<-p.Done()
+		}, context.Canceled},
+		{"when the interrupted caller cannot be looked at", func(p *patience) {
+			p.interrupted = interrupted
+			p.tid = 0
+			<-p.Done()
+		}, context.Canceled},
+		{"when the interrupted caller lives on, in time", func(p *patience) {
+			p.interrupted = interrupted
+			<-p.Done()
+		}, context.DeadlineExceeded},
 	} {
-		began := time.Now()
-		wantErrno(t, what, do(), unix.EIO)
-		if took := time.Since(began); took < limit || took > 50*limit {
-			t.Errorf("%s failed after %v, not %v", what, took, limit)
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPatience(time.Hour)
+				if c.until(p); !errors.Is(p.Err(), c.want) {
+					t.Errorf("%v, want %v", p.Err(), c.want)
+				}
+				p.end()
+			})
+		})
+	}
+}
+
+func TestContextsOfARequestEndWithIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPatience(time.Minute)
+		ctx, cancel := context.WithTimeout(p, time.Hour)
+		defer cancel()
+		<-ctx.Done()
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			t.Errorf("%v", ctx.Err())
 		}
-	}
-	synced := make(chan error)
-	go func() { synced <- f.Sync() }()
-	d.waitRunning("sync", 1)
-	time.Sleep(2 * limit)
-	d.set(Change{Op: "sync"})
-	if err := <-synced; err != nil {
-		t.Errorf("fsync has a deadline: %v", err)
-	}
+		p.end()
+	})
 }

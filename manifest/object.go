@@ -10,7 +10,7 @@ import (
 var (
 	// ErrVersion is wrapped by the error for an object or record that this build does not know how
 	// to read: of another version, or with a flag that it does not know. The message names which.
-	ErrVersion = errors.New("unknown format version")
+	ErrVersion = errors.New("unknown format")
 	// ErrCorrupt is wrapped by every other error for bytes that are not what they should be.
 	ErrCorrupt = errors.New("corrupt")
 )
@@ -59,7 +59,7 @@ func (f ObjectFormat) CheckHeader(data []byte) error {
 		return corrupt(f.Name, "magic is %q, not %q", data[:4], f.Magic)
 	}
 	if v := binary.LittleEndian.Uint16(data[4:]); v != f.Version {
-		return fmt.Errorf("%s: %w %d: this build reads %d", f.Name, ErrVersion, v, f.Version)
+		return fmt.Errorf("%s: %w: version %d, and this build reads %d", f.Name, ErrVersion, v, f.Version)
 	}
 	switch flags := binary.LittleEndian.Uint16(data[6:]); {
 	case flags == 0:

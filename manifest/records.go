@@ -137,7 +137,7 @@ func EncodeRecord(v any) ([]byte, error) {
 		return nil, fmt.Errorf("encode record: %T is none", v)
 	}
 	if r.version() != RecordVersion {
-		return nil, fmt.Errorf("encode %T: %w %d: this build writes %d", v, ErrVersion, r.version(), RecordVersion)
+		return nil, fmt.Errorf("encode %T: %w: version %d, and this build writes %d", v, ErrVersion, r.version(), RecordVersion)
 	}
 	if err := r.validate(); err != nil {
 		return nil, fmt.Errorf("encode %T: %w", v, err)
@@ -172,7 +172,7 @@ func DecodeRecord[T any](data []byte) (T, error) {
 		return none, corrupt(fmt.Sprintf("%T", none), "no version")
 	}
 	if *head.Version != RecordVersion {
-		return none, fmt.Errorf("%T: %w %d: this build reads %d", none, ErrVersion, *head.Version, RecordVersion)
+		return none, fmt.Errorf("%T: %w: version %d, and this build reads %d", none, ErrVersion, *head.Version, RecordVersion)
 	}
 	if err := json.Unmarshal(data, &decoded); err != nil {
 		return none, fmt.Errorf("%T: %w: %w", none, ErrCorrupt, err)

@@ -47,7 +47,7 @@ func TestSectionBehavesAsASetOfSlots(t *testing.T) {
 					return cmp.Or(cmp.Compare(a.pack, b.pack), cmp.Compare(a.slot, b.slot))
 				})
 				if len(ids) == 0 {
-					t.Skip("nothing to remove")
+					return
 				}
 				id := rapid.SampledFrom(ids).Draw(t, "live")
 				if err := section.Remove(id.pack, id.slot); err != nil {

@@ -30,7 +30,7 @@ type Record struct {
 	ID        manifest.VolumeID  `json:"id"`
 	StoreURL  string             `json:"store"`
 	StoreID   string             `json:"storeId"`
-	Lineage   manifest.LineageID `json:"lineage"`
+	Lineage   manifest.LineageID `json:"lineage,omitzero"`
 	Size      int64              `json:"size"`
 	BlockSize int                `json:"blockSize"`
 	Created   time.Time          `json:"created"`

@@ -42,7 +42,7 @@ type Crash struct {
 	stopped bool
 
 	calls   int
-	fault   int // calls until it happens; negative: none
+	fault   int // calls until it happens; noFault or less: none
 	faulted bool
 	faultOf error // nil: the process stops
 }
@@ -76,10 +76,11 @@ func (c dirChange) apply(names map[string]*crashNode) {
 }
 
 const (
-	crashSector  = 512
-	crashPage    = 4096 // granularity of holes
-	lockedAlone  = -1   // in Crash.locks; positive: number of sharers
-	writeBackOne = 8    // one of so many unsynced changes reaches the disk at once
+	crashSector    = 512
+	crashPage      = 4096 // granularity of holes
+	noFault        = -1
+	lockedAlone    = -1 // in Crash.locks; positive: number of sharers
+	writeBackEvery = 8  // changes bring some unsynced ones to the disk, about one in so many
 )
 
 // NewCrash returns an empty filesystem.
@@ -88,7 +89,7 @@ func NewCrash(seed uint64) *Crash {
 		rng:   rand.New(rand.NewPCG(seed, 0)),
 		root:  newCrashDir(),
 		locks: make(map[*crashNode]int),
-		fault: -1,
+		fault: noFault,
 	}
 }
 
@@ -104,8 +105,8 @@ func (c *Crash) Calls() int {
 	return c.calls
 }
 
-// FailCall makes the n-th call from now, 0 being the next, fail with err. A write
-// may have happened in part; nothing else happens.
+// FailCall makes the n-th call from now, 0 being the next, fail with err, which is
+// not nil. A write or a sync may have happened in part; nothing else happens.
 func (c *Crash) FailCall(n int, err error) { c.setFault(n, err) }
 
 // StopCall makes the process stop in the n-th call from now: the call may happen, or
@@ -119,11 +120,25 @@ func (c *Crash) setFault(n int, err error) {
 	c.fault, c.faultOf, c.faulted = n, err, false
 }
 
+// ClearFault cancels a fault that has not happened.
+func (c *Crash) ClearFault() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fault = noFault
+}
+
 // Faulted reports whether the fault set last has happened.
 func (c *Crash) Faulted() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.faulted
+}
+
+// Stopped reports whether the process has stopped.
+func (c *Crash) Stopped() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopped
 }
 
 // Kill ends the process: its open files and locks are gone, and a new one sees all
@@ -145,7 +160,7 @@ func (c *Crash) PowerCut() {
 func (c *Crash) restart() {
 	c.process++
 	c.stopped = false
-	c.fault = -1
+	c.fault = noFault
 	clear(c.locks)
 }
 
@@ -167,39 +182,48 @@ func (n *crashNode) powerCut(rng *rand.Rand) {
 	}
 }
 
-// begin counts a call and returns its fault. happens tells whether a call that
-// stops the process happens all the same.
-func (c *Crash) begin() (happens bool, err error) {
+// A fate is what becomes of a call.
+type fate int
+
+const (
+	happens fate = iota
+	fails        // a write or sync in part, others not at all
+	ignored      // the process has stopped before
+)
+
+// begin counts a call and decides on it. A call that happens may have an error, if
+// the process stops before it hears of it.
+func (c *Crash) begin() (fate, error) {
 	if c.stopped {
-		return false, ErrStopped
+		return ignored, ErrStopped
 	}
 	c.calls++
 	c.fault--
-	if c.fault != -1 {
-		return true, nil
+	if c.fault != noFault {
+		return happens, nil
 	}
 	c.faulted = true
 	if c.faultOf != nil {
-		return false, c.faultOf
+		return fails, c.faultOf
 	}
 	c.stopped = true
-	return c.rng.IntN(2) == 0, ErrStopped
+	return fate(c.rng.IntN(int(fails) + 1)), ErrStopped
 }
 
 // call runs fn as one call.
 func (c *Crash) call(op, name string, fn func() error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	happens, err := c.begin()
-	if happens {
+	fate, err := c.begin()
+	if fate == happens {
 		if fnErr := fn(); err == nil {
 			err = fnErr
 		}
 	}
-	if err != nil && err != io.EOF {
+	if err != nil {
 		return &fs.PathError{Op: op, Path: name, Err: err}
 	}
-	return err
+	return nil
 }
 
 // lookup returns the node of a path, nil if there is none.
@@ -231,7 +255,7 @@ func (c *Crash) lookupDir(path string) (*crashDir, error) {
 func (c *Crash) change(d *crashDir, change dirChange) {
 	change.apply(d.now)
 	d.changes = append(d.changes, change)
-	if c.rng.IntN(writeBackOne) == 0 {
+	if c.rng.IntN(writeBackEvery) == 0 {
 		d.sync()
 	}
 }

@@ -101,15 +101,14 @@ func (f *file) writeBack(i int64) {
 	delete(f.dirty, i)
 }
 
-// writeBackSome brings those dirty sectors to the disk, and the size, that chance
-// picks: about one of n.
-func (f *file) writeBackSome(rng *rand.Rand, n int) {
+// writeBackSome brings half of the dirty sectors to the disk, and the size perhaps.
+func (f *file) writeBackSome(rng *rand.Rand) {
 	for _, i := range slices.Sorted(maps.Keys(f.dirty)) {
-		if rng.IntN(n) == 0 {
+		if rng.IntN(2) == 0 {
 			f.writeBack(i)
 		}
 	}
-	if f.sizeDirty && rng.IntN(n) == 0 {
+	if f.sizeDirty && rng.IntN(2) == 0 {
 		f.diskSize, f.sizeDirty = f.nowSize, false
 	}
 }
@@ -123,17 +122,17 @@ func (f *file) sync() {
 
 // failSync writes some of what is dirty and forgets that the rest is.
 func (f *file) failSync(rng *rand.Rand) {
-	f.writeBackSome(rng, 2)
+	f.writeBackSome(rng)
 	clear(f.dirty)
 	f.sizeDirty = false
 }
 
 // powerCut writes some of what is dirty and leaves what the disk has then.
 func (f *file) powerCut(rng *rand.Rand) {
-	f.writeBackSome(rng, 2)
+	f.writeBackSome(rng)
 	f.now = maps.Clone(f.disk)
-	f.nowSize = f.diskSize
-	f.zero(f.nowSize, 1<<62)
+	f.nowSize = 1 << 62 // past all sectors
+	f.truncate(f.diskSize)
 	f.sync()
 }
 
@@ -186,12 +185,13 @@ func (f *crashFile) call(op string, fn func() error, failed func()) error {
 	if err := f.check(); err != nil {
 		return &fs.PathError{Op: op, Path: f.name, Err: err}
 	}
-	happens, err := f.fs.begin()
-	if happens {
+	fate, err := f.fs.begin()
+	switch fate {
+	case happens:
 		if fnErr := fn(); err == nil {
 			err = fnErr
 		}
-	} else if f.fs.faulted {
+	case fails:
 		failed()
 	}
 	if err != nil && err != io.EOF {
@@ -212,6 +212,13 @@ func (f *crashFile) check() error {
 
 func nothing() {}
 
+// changed writes something back, by chance.
+func (f *crashFile) changed() {
+	if f.fs.rng.IntN(writeBackEvery) == 0 {
+		f.node.writeBackSome(f.fs.rng)
+	}
+}
+
 func (f *crashFile) ReadAt(p []byte, off int64) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -227,10 +234,13 @@ func (f *crashFile) WriteAt(p []byte, off int64) (n int, err error) {
 	err = f.call("write", func() error {
 		n = len(p)
 		f.node.write(p, off)
-		f.node.writeBackSome(f.fs.rng, writeBackOne)
+		f.changed()
 		return nil
 	}, func() {
-		n = f.fs.rng.IntN(len(p) + 1)
+		// Not all of it. The kernel copies by the page, so no sector is written in
+		// part.
+		n = f.fs.rng.IntN(max(1, len(p)))
+		n = max(0, n-int((off+int64(n))%crashSector))
 		f.node.write(p[:n], off)
 	})
 	return n, err
@@ -240,7 +250,13 @@ func (f *crashFile) Sync() error {
 	return f.call("sync", func() error {
 		f.node.sync()
 		return nil
-	}, func() { f.node.failSync(f.fs.rng) })
+	}, func() {
+		if f.fs.stopped {
+			f.node.writeBackSome(f.fs.rng)
+		} else {
+			f.node.failSync(f.fs.rng)
+		}
+	})
 }
 
 func (f *crashFile) Truncate(size int64) error {
@@ -267,7 +283,7 @@ func (f *crashFile) PunchHole(off, n int64) error {
 			return syscall.EINVAL
 		}
 		f.node.zero(off, min(off+n, f.node.nowSize))
-		f.node.writeBackSome(f.fs.rng, writeBackOne)
+		f.changed()
 		return nil
 	}, nothing)
 }

@@ -150,11 +150,12 @@ func (f osFile) control(op string, call func(fd int) error) error {
 			}
 		}
 	})
-	if err == nil {
-		err = callErr
-	}
 	if err != nil {
-		return &fs.PathError{Op: op, Path: f.Name(), Err: err}
+		// The one reason there is, as an error that package os keeps to itself.
+		callErr = fs.ErrClosed
+	}
+	if callErr != nil {
+		return &fs.PathError{Op: op, Path: f.Name(), Err: callErr}
 	}
 	return nil
 }

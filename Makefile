@@ -1,0 +1,57 @@
+# Everything a developer or CI runs. `make demo` and `make test` do all their
+# own set-up on a fresh Debian or Ubuntu machine with Go.
+
+GO        ?= go
+BIN       := bin/lazyvol
+# The S3 server of the tests, built once from the Go module proxy.
+VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+TOOLS     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lazyvol-tools
+FUZZTIME  ?= 20s
+
+export LAZYVOL_VERSITYGW ?= $(TOOLS)/versitygw
+
+.PHONY: build demo test unit race integration stress fuzz bench lint setup tools clean
+
+build:
+	$(GO) build -trimpath -o $(BIN) ./cmd/lazyvol
+
+# Debian packages the tests and the demo need; nothing is done if they are there.
+setup:
+	@scripts/setup
+
+tools: $(LAZYVOL_VERSITYGW)
+
+$(LAZYVOL_VERSITYGW):
+	@echo "building versitygw, the S3 server of the tests (once, 4 minutes)"
+	GOBIN=$(dir $@) $(GO) install $(VERSITYGW)
+
+demo: setup build
+	@scripts/demo $(abspath $(BIN))
+
+# What CI runs: lint, the layering test and every package with the race
+# detector, then the built binary end to end.
+test: setup tools lint race integration
+
+race:
+	$(GO) test -race $$($(GO) list ./... | grep -v /integration)
+
+integration: build
+	$(GO) test -count=1 -timeout 15m ./integration/...
+
+# Longer than CI has time for.
+stress: build
+	LAZYVOL_STRESS=1 $(GO) test -count=1 -timeout 2h ./integration/... ./volume/...
+
+fuzz:
+	@scripts/fuzz $(FUZZTIME)
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /integration)
+
+lint:
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
+
+clean:
+	rm -rf bin dist

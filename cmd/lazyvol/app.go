@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+const (
+	// Requests at once, of reads and of everything else. A read never waits
+	// for background work to give up a slot.
+	demandRequests     = 64
+	backgroundRequests = 16
+
+	// leafCacheBytes holds the leaves of 256 GiB of address space.
+	leafCacheBytes = 32 << 20
+
+	// commandPatience bounds how long a command other than a mount goes on
+	// trying to reach a store.
+	commandPatience = 30 * time.Second
+
+	// defaultReadDeadline is how long a read of a mounted volume does.
+	defaultReadDeadline = 60 * time.Second
+)
+
+// app is one invocation: where it talks to, and the global flags.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+
+	storeURL string
+	state    string
+	verbose  bool
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lazyvol",
+		Short: "EBS-style snapshots for any Linux host",
+		Long: `lazyvol keeps incremental snapshots of block devices in object storage, and
+mounts them the moment they are asked for: what is missing is fetched when it is
+read, and the rest follows in the background.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
+2 usage, 3 not found, 4 refused by state (in use, pending, exists), 130 interrupted.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.resolve() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.storeURL, "store", os.Getenv("LAZYVOL_STORE"), "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
+	flags.StringVar(&a.state, "state", os.Getenv("LAZYVOL_STATE"), "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done to stderr")
+	root.AddCommand(
+		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.unmountCommand(),
+		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.gcCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+// args makes a check of the number of arguments a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("%w: usage: %s", err, c.UseLine())}
+		}
+		return nil
+	}
+}
+
+// group is a command that only has subcommands.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageError{fmt.Errorf("'%s' needs a command; see '%s --help'", c.CommandPath(), c.CommandPath())}
+		}
+		return usageError{fmt.Errorf("unknown command %q for %q; see '%s --help'", args[0], c.CommandPath(), c.CommandPath())}
+	}}
+	c.AddCommand(commands...)
+	return c
+}
+
+// resolve fills in what the flags left open.
+func (a *app) resolve() error {
+	if a.state == "" {
+		a.state = "/var/lib/lazyvol"
+		if os.Geteuid() != 0 {
+			home := os.Getenv("XDG_STATE_HOME")
+			if home == "" {
+				user, err := os.UserHomeDir()
+				if err != nil {
+					return fmt.Errorf("find a state directory: %w (use --state)", err)
+				}
+				home = filepath.Join(user, ".local", "state")
+			}
+			a.state = filepath.Join(home, "lazyvol")
+		}
+	}
+	state, err := filepath.Abs(a.state)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	a.state = state
+	return nil
+}
+
+// defaultStore is the store inside the state directory.
+func (a *app) defaultStore() string { return "file://" + filepath.Join(a.state, "store") }
+
+// log returns the logger of a command: to stderr, and quiet unless asked.
+func (a *app) log() *slog.Logger {
+	level := slog.LevelWarn
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// openStore opens the store of this invocation, or at, where a volume knows its
+// own. The default store is made on first use.
+func (a *app) openStore(ctx context.Context, at string, patience time.Duration) (*snapshot.Store, error) {
+	url := a.storeURL
+	if url == "" {
+		url = at
+	}
+	isDefault := url == "" || url == a.defaultStore()
+	if url == "" {
+		url = a.defaultStore()
+	}
+	open := blockstore.Open
+	if isDefault {
+		open = blockstore.Create
+	}
+	objects, err := open(ctx, url)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
+	if isDefault {
+		return snapshot.Init(ctx, objects)
+	}
+	return snapshot.New(objects), nil
+}
+
+// host wires the devices of this process to their store.
+func (a *app) host(store *snapshot.Store, deadline time.Duration, log *slog.Logger) (*volume.Host, error) {
+	if err := os.MkdirAll(a.state, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	boot, err := volume.BootID()
+	if err != nil {
+		return nil, err
+	}
+	leaves, err := cache.NewLeaves(leafCacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	return &volume.Host{
+		FS: vfs.OS(), State: a.state, Store: store, Name: hostname(), Boot: boot, Leaves: leaves,
+		Demand:       blockstore.Limit(store.Objects(), demandRequests),
+		Background:   blockstore.Limit(store.Objects(), backgroundRequests),
+		ReadDeadline: deadline, Log: log, Room: a.room(0),
+	}, nil
+}
+
+// hostname names this host in pins, for people.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+}
+
+// reserve is the share of the state directory's filesystem that clean bytes
+// leave free: a tenth.
+const reserve = 10
+
+// room returns a check whether more clean bytes may be cached: the filesystem
+// keeps its reserve, and with a limit, in bytes, the host's clean layers stay
+// below it.
+func (a *app) room(limit int64) func() error {
+	return func() error {
+		var st unix.Statfs_t
+		if err := unix.Statfs(a.state, &st); err != nil {
+			return fmt.Errorf("look for free space in %s: %w", a.state, err)
+		}
+		if st.Bavail < st.Blocks/reserve {
+			return fmt.Errorf("the filesystem of %s has less than a tenth of its space free", a.state)
+		}
+		if limit > 0 {
+			used, err := a.cleanBytes()
+			if err != nil {
+				return err
+			}
+			if used >= limit {
+				return fmt.Errorf("%d bytes are cached, of %d allowed by --cache-size", used, limit)
+			}
+		}
+		return nil
+	}
+}
+
+// cleanBytes returns the disk space of all clean layers of the host.
+func (a *app) cleanBytes() (int64, error) {
+	total := int64(0)
+	for _, pattern := range []string{"bases/*/*/data", "volumes/*/clean/data"} {
+		files, err := filepath.Glob(filepath.Join(a.state, pattern))
+		if err != nil {
+			return 0, err
+		}
+		for _, file := range files {
+			var st unix.Stat_t
+			err := unix.Stat(file, &st)
+			if errors.Is(err, unix.ENOENT) {
+				continue // deleted meanwhile
+			}
+			if err != nil {
+				return 0, fmt.Errorf("measure %s: %w", file, err)
+			}
+			total += st.Blocks * 512
+		}
+	}
+	return total, nil
+}
+
+func (a *app) initCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "init",
+		Short: "Make the store, and prove that it honours conditional puts",
+		Long: `Makes the store unless it is there, after proving with a few small objects that
+it honours If-None-Match and If-Match: what keeps hosts from losing each other's
+snapshots. Safe to run again, and from several hosts.`,
+		Example: "  lazyvol --store s3://my-bucket/disks init",
+		Args:    args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx := c.Context()
+			url := a.storeURL
+			if url == "" {
+				url = a.defaultStore()
+			}
+			objects, err := blockstore.Create(ctx, url)
+			if err != nil {
+				return usageError{err}
+			}
+			objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: commandPatience})
+			if err := blockstore.Probe(ctx, objects); err != nil {
+				return fmt.Errorf("init: %w", err)
+			}
+			store, err := snapshot.Init(ctx, objects)
+			if err != nil {
+				return fmt.Errorf("init: %w", err)
+			}
+			id, err := store.ID(ctx)
+			if err != nil {
+				return fmt.Errorf("init: %w", err)
+			}
+			fmt.Fprintf(a.stderr, "store %s is ready, id %s\n", store, id)
+			return nil
+		},
+	}
+}
+
+// parseSnapshot parses an id given on the command line.
+func parseSnapshot(s string) (manifest.SnapshotID, error) {
+	id, err := manifest.ParseSnapshotID(s)
+	if err != nil {
+		return id, usageError{err}
+	}
+	return id, nil
+}

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+// createFlags are the flags of 'snapshot create'.
+type createFlags struct {
+	parent      string
+	description string
+	tags        []string
+	freeze      string
+	noWait      bool
+}
+
+func (a *app) snapshotCreateCommand() *cobra.Command {
+	var f createFlags
+	c := &cobra.Command{
+		Use: "create SOURCE", Short: "Make a snapshot of an image file, a block device or a volume", Args: args(cobra.ExactArgs(1)),
+		Long: `Makes a snapshot of a raw image file, a block device, or a volume (vol-…), and
+prints its id when it is committed. Of a volume only what changed since its last
+snapshot is uploaded, and it may be mounted and in use. With --parent, only blocks
+of an image that differ from that snapshot's.
+
+An image that changes while it is read fails; a block device that is mounted for
+writing is refused without --freeze. Interrupted, nothing is left of it but the
+changes themselves.`,
+		Example: `  lazyvol snapshot create disk.img
+  lazyvol snapshot create --parent snap-1a2b3c4d567890abc --tag env=prod disk.img
+  lazyvol snapshot create vol-0123456789abcdef0`,
+		RunE: func(c *cobra.Command, args []string) error {
+			tags, err := parseTags(f.tags)
+			if err != nil {
+				return err
+			}
+			if len(f.description) > maxDescription {
+				return usageError{fmt.Errorf("the description has more than %d bytes", maxDescription)}
+			}
+			ready, err := newReadiness()
+			if err != nil {
+				return err
+			}
+			if f.noWait && !ready.background() {
+				return a.createInBackground(c.Context(), args[0], &f)
+			}
+			if strings.HasPrefix(args[0], "vol-") {
+				err = a.createFromVolume(c.Context(), args[0], &f, tags, ready)
+			} else {
+				err = a.createFromImage(c.Context(), args[0], &f, tags, ready)
+			}
+			return ready.failed(err)
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&f.parent, "parent", "", "store only what differs from this snapshot (`SNAP`; of a volume: its last one, always)")
+	flags.StringVar(&f.description, "description", "", "what it is")
+	flags.StringArrayVar(&f.tags, "tag", nil, "tag as `KEY=VALUE` (repeatable)")
+	flags.StringVar(&f.freeze, "freeze", "", "freeze the filesystem mounted on this `DIR` at the moment of the snapshot")
+	flags.BoolVar(&f.noWait, "no-wait", false, "print the id once the snapshot is pending, and go on in the background")
+	return c
+}
+
+// maxDescription bounds a description, in bytes, as EBS does.
+const maxDescription = 255
+
+// createInBackground runs the same command in the background, and returns when
+// it has an id.
+func (a *app) createInBackground(ctx context.Context, source string, f *createFlags) error {
+	args := append(a.globalArgs(), "snapshot", "create", "--no-wait")
+	if f.parent != "" {
+		args = append(args, "--parent="+f.parent)
+	}
+	if f.description != "" {
+		args = append(args, "--description="+f.description)
+	}
+	for _, t := range f.tags {
+		args = append(args, "--tag="+t)
+	}
+	for _, path := range []*string{&f.freeze, &source} {
+		if *path == "" || strings.HasPrefix(*path, "vol-") {
+			continue
+		}
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if f.freeze != "" {
+		args = append(args, "--freeze="+f.freeze)
+	}
+	id, err := a.spawn(ctx, append(args, source))
+	if err == nil {
+		fmt.Fprintln(a.stdout, id)
+	}
+	return err
+}
+
+// begun tells whoever waits that the snapshot has an id.
+func begun(ready *readiness, id manifest.SnapshotID) error { return ready.ready(id.String()) }
+
+func (a *app) createFromImage(ctx context.Context, path string, f *createFlags, tags map[string]string, ready *readiness) (err error) {
+	src, err := snapshot.OpenSource(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if err := refuseMounted(path, f.freeze); err != nil {
+		return err
+	}
+	store, err := a.openStore(ctx, "", commandPatience)
+	if err != nil {
+		return err
+	}
+	if _, err := store.ID(ctx); err != nil {
+		return err
+	}
+	a.sweepSessions(ctx, store)
+	plan, err := a.planImage(ctx, store, src.Size(), f, tags)
+	if err != nil {
+		return err
+	}
+	thaw, err := freeze(f.freeze)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	attempt, err := store.Begin(ctx, plan)
+	if err != nil {
+		return errors.Join(err, resolveFailed(ctx, store, plan))
+	}
+	if err := begun(ready, attempt.ID()); err != nil {
+		return errors.Join(err, abort(ctx, attempt, err))
+	}
+	outcome, err := a.uploadImage(ctx, attempt, src, plan.Geometry)
+	if err != nil {
+		return errors.Join(err, abort(ctx, attempt, err))
+	}
+	fmt.Fprintf(a.stderr, "stored %s for %s of data in %s\n", size(outcome.StoredBytes),
+		size(outcome.DataBlocks*int64(outcome.BlockSize)), outcome.End.Sub(outcome.Start).Round(time.Millisecond))
+	if !f.noWait {
+		fmt.Fprintln(a.stdout, outcome.Snapshot)
+	}
+	return nil
+}
+
+// planImage plans the snapshot of an image: in its parent's lineage, or in a
+// new one.
+func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, f *createFlags, tags map[string]string) (snapshot.Plan, error) {
+	g := manifest.Geometry{Size: size, BlockSize: manifest.DefaultBlockSize}
+	if f.parent == "" {
+		lineage, err := store.CreateLineage(ctx, g.BlockSize)
+		if err != nil {
+			return snapshot.Plan{}, err
+		}
+		plan := snapshot.NewPlan(lineage.ID)
+		plan.Geometry, plan.Description, plan.Tags, plan.Log = g, f.description, tags, a.log()
+		return plan, nil
+	}
+	id, err := parseSnapshot(f.parent)
+	if err != nil {
+		return snapshot.Plan{}, err
+	}
+	// No pin: from its intent on, the attempt itself keeps the parent.
+	img, err := store.Open(ctx, id, snapshot.Holder{})
+	if err != nil {
+		return snapshot.Plan{}, fmt.Errorf("parent: %w", err)
+	}
+	plan := snapshot.NewPlan(id.Lineage)
+	g.BlockSize = img.Geometry().BlockSize
+	plan.Parent, plan.Geometry, plan.Description, plan.Tags, plan.Log = img, g, f.description, tags, a.log()
+	return plan, nil
+}
+
+func (a *app) uploadImage(ctx context.Context, attempt *snapshot.Attempt, src *snapshot.FileSource, g manifest.Geometry) (manifest.Outcome, error) {
+	bar := a.newProgress("snapshot", g.Size)
+	defer bar.end()
+	watch, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for watch.Err() == nil {
+			bar.set(g.Size / 100 * int64(attempt.Percent()))
+			select {
+			case <-watch.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	err := attempt.Upload(ctx, src.Source(g))
+	stop()
+	<-done
+	if err != nil {
+		return manifest.Outcome{}, err
+	}
+	if err := src.Changed(); err != nil {
+		return manifest.Outcome{}, err
+	}
+	return attempt.Commit(ctx)
+}
+
+// abort gives an attempt up for a reason.
+func abort(ctx context.Context, attempt *snapshot.Attempt, why error) error {
+	if errors.Is(why, snapshot.ErrAborted) {
+		return nil // somebody did already
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
+	defer cancel()
+	return attempt.Abort(ctx, firstLine(why))
+}
+
+// resolveFailed makes sure that an attempt whose intent may be in the store
+// never becomes a snapshot.
+func resolveFailed(ctx context.Context, store *snapshot.Store, plan snapshot.Plan) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
+	defer cancel()
+	_, _, err := store.Resolve(ctx, plan.ID, plan.Nonce, "it could not begin")
+	return err
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// refuseMounted refuses a block device that is mounted for writing, unless its
+// filesystem is to be frozen.
+func refuseMounted(path, freeze string) error {
+	mountpoint, err := snapshot.MountedReadWrite(path)
+	if err != nil || mountpoint == "" || freeze != "" {
+		return err
+	}
+	return refusal{fmt.Errorf("%s is mounted for writing on %s: unmount it, or freeze it with --freeze %s", path, mountpoint, mountpoint)}
+}
+
+// freeze freezes the filesystem mounted on dir, if any is named, until thaw is
+// called; thaw may be called again.
+func freeze(dir string) (thaw func() error, err error) {
+	if dir == "" {
+		return func() error { return nil }, nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("freeze: %w", err)
+	}
+	// FIFREEZE and FITHAW of linux/fs.h, which x/sys does not have.
+	const fiFreeze, fiThaw = 0xc0045877, 0xc0045878
+	if err := unix.IoctlSetInt(int(f.Fd()), fiFreeze, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("freeze %s: %w", dir, err), f.Close())
+	}
+	frozen := true
+	return func() error {
+		if !frozen {
+			return nil
+		}
+		frozen = false
+		err := unix.IoctlSetInt(int(f.Fd()), fiThaw, 0)
+		if err != nil {
+			err = fmt.Errorf("thaw %s: %w", dir, err)
+		}
+		return errors.Join(err, f.Close())
+	}, nil
+}
+
+// createFromVolume snapshots a volume: through its daemon if it is mounted.
+func (a *app) createFromVolume(ctx context.Context, target string, f *createFlags, tags map[string]string, ready *readiness) (err error) {
+	id, dir, err := a.volumeFolder(target)
+	if err != nil {
+		return err
+	}
+	if f.parent != "" {
+		return usageError{errors.New("--parent is for images: a volume's snapshot always follows its last one")}
+	}
+	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
+		return err
+	}
+	thaw, err := freeze(f.freeze)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	err = a.askSnapshot(ctx, dir, f, tags, thaw, ready)
+	if !errors.Is(err, errNoDaemon) {
+		return err
+	}
+	v, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	var cutErr error
+	outcome, err := v.Snapshot(ctx, volume.SnapshotOptions{
+		Description: f.description, Tags: tags,
+		Cut: func(attempt *snapshot.Attempt) {
+			cutErr = errors.Join(thaw(), begun(ready, attempt.ID()))
+		},
+	})
+	if err := errors.Join(err, cutErr); err != nil {
+		return err
+	}
+	if !f.noWait {
+		fmt.Fprintln(a.stdout, outcome.Snapshot)
+	}
+	return nil
+}
+
+// askSnapshot lets a volume's daemon make the snapshot.
+func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags map[string]string, thaw func() error, ready *readiness) error {
+	request, err := json.Marshal(snapshotRequest{Description: f.description, Tags: tags})
+	if err != nil {
+		return err
+	}
+	body, err := dialControl(dir).call(ctx, "POST", "/snapshot", bytes.NewReader(request))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	bar := a.newProgress("snapshot", 100)
+	defer bar.end()
+	for decoder := json.NewDecoder(body); ; {
+		var e snapshotEvent
+		if err := decoder.Decode(&e); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("the daemon broke off; the changes are kept: %w", err)
+		}
+		bar.set(int64(e.Percent))
+		switch {
+		case e.Error != "":
+			return codedError{e.Error, e.Code}
+		case e.Cut:
+			id, err := manifest.ParseSnapshotID(e.Snapshot)
+			if err := errors.Join(err, thaw()); err != nil {
+				return err
+			}
+			if err := begun(ready, id); err != nil {
+				return err
+			}
+		case e.Done:
+			if !f.noWait {
+				fmt.Fprintln(a.stdout, e.Snapshot)
+			}
+			return nil
+		}
+	}
+}

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/hydrate"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+// daemon serves one mount.
+type daemon struct {
+	id       string // of the snapshot or volume
+	dir      string // its folder: log, control socket
+	device   *volume.Device
+	volume   *volume.Volume // nil for a snapshot
+	hydrator *hydrate.Hydrator
+	log      *slog.Logger
+
+	mountpoint string
+	paused     atomic.Bool
+	making     atomic.Pointer[snapshot.Attempt] // the snapshot being made
+}
+
+// serve runs the daemon until the mount is gone or ctx ends; ready is called
+// when it can be used.
+func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (err error) {
+	o.Status, o.Log, o.ID = d.statusJSON, d.log, d.id
+	listener, err := listenControl(d.dir)
+	if err != nil {
+		return err
+	}
+	server, err := fs.Mount(d.mountpoint, d.device, o)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	// Everything below ends with work, and is waited for before we return.
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	var workers sync.WaitGroup
+	control := &http.Server{Handler: d.handler(work), ReadHeaderTimeout: 5 * time.Second}
+	workers.Go(func() {
+		if err := control.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("the control socket failed", "error", err)
+		}
+	})
+	workers.Go(func() { d.hydrate(work) })
+	if d.volume != nil {
+		workers.Go(func() { d.settle(work) })
+	}
+	gone := make(chan struct{})
+	workers.Go(func() {
+		server.Wait()
+		close(gone)
+	})
+	if err = ready(); err == nil {
+		d.log.Info("mounted", "id", d.id, "mountpoint", d.mountpoint)
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			d.log.Info("unmounting", "why", context.Cause(ctx))
+		}
+	}
+	stop(errStopping) // ends a snapshot that is being made
+	err = errors.Join(err, d.unmount(server, gone))
+	err = errors.Join(err, control.Close())
+	workers.Wait()
+	d.log.Info("unmounted", "id", d.id)
+	return err
+}
+
+// errStopping is the cause of work that the end of the mount cut short.
+var errStopping = errors.New("the volume is being unmounted")
+
+// unmount takes the mount away. One that is in use goes out of sight at once,
+// and is served until its last user closes it.
+func (d *daemon) unmount(server *fs.Server, gone <-chan struct{}) error {
+	select {
+	case <-gone:
+		return nil
+	default:
+	}
+	err := server.Unmount()
+	if errors.Is(err, fs.ErrBusy) {
+		d.log.Warn("the mount is in use; serving on until its last user is done")
+		err = server.UnmountLazy()
+	}
+	if err != nil {
+		return err
+	}
+	<-gone
+	return nil
+}
+
+// settle finishes what an interrupted snapshot left, as soon as the store can
+// be asked.
+func (d *daemon) settle(ctx context.Context) {
+	const pause = 5 * time.Second
+	for {
+		err := d.volume.Settle(ctx)
+		if err == nil || ctx.Err() != nil || errors.Is(err, snapshot.ErrNotFound) {
+			return
+		}
+		d.log.Warn("could not settle an interrupted snapshot yet", "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// hydrate fetches everything in the background. Of several daemons that share
+// a base one does it, and the next takes over when that one ends.
+func (d *daemon) hydrate(ctx context.Context) {
+	const pause = 2 * time.Second
+	for {
+		lock, err := io.Closer(nil), error(vfs.ErrLocked)
+		if !d.paused.Load() { // who pauses must not keep the others from hydrating
+			lock, err = d.device.LockHydrator()
+		}
+		switch {
+		case err == nil:
+			err = d.hydrator.Run(ctx)
+			err = errors.Join(err, lock.Close())
+			if err != nil && ctx.Err() == nil {
+				d.log.Error("the hydrator failed", "error", err)
+			}
+			return
+		case !errors.Is(err, vfs.ErrLocked):
+			d.log.Error("the hydrator failed", "error", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+			d.device.Recount()
+		}
+	}
+}
+
+// source is a device as the hydrator sees it.
+type source struct{ *volume.Device }
+
+func (s source) Warm(ctx context.Context, run manifest.Run) error {
+	return hydrateError(s.Device.Warm(ctx, run.Blocks))
+}
+
+func (s source) Plan(ctx context.Context, leaf int64) ([]manifest.Run, int64, error) {
+	runs, next, err := s.Device.Plan(ctx, leaf)
+	if err == io.EOF { // itself: the end
+		return runs, next, err
+	}
+	return runs, next, hydrateError(err)
+}
+
+// hydrateError says what of an error the hydrator waits out.
+func hydrateError(err error) error {
+	switch {
+	case errors.Is(err, volume.ErrFull):
+		return fmt.Errorf("%w: %w", hydrate.ErrFull, err)
+	case isAny(err, blockstore.ErrUnavailable, blockstore.ErrDenied, blockstore.ErrNoStore):
+		return fmt.Errorf("%w: %w", hydrate.ErrUnavailable, err)
+	}
+	return err
+}
+
+// handler answers requests on the control socket. work ends with the mount.
+func (d *daemon) handler(work context.Context) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(d.statusJSON()) // the client is gone if this fails
+	})
+	mux.HandleFunc("POST /pause", func(w http.ResponseWriter, _ *http.Request) { d.pause(true) })
+	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) { d.pause(false) })
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) { d.serveSnapshot(work, w, r) })
+	return mux
+}
+
+func (d *daemon) pause(paused bool) {
+	d.paused.Store(paused)
+	if paused {
+		d.hydrator.Pause()
+	} else {
+		d.hydrator.Resume()
+	}
+}
+
+// snapshotRequest asks a daemon for a snapshot of its volume.
+type snapshotRequest struct {
+	Description string            `json:"description,omitempty"`
+	Tags        map[string]string `json:"tags,omitempty"`
+	Detach      bool              `json:"detach,omitempty"` // go on when the client goes
+}
+
+// snapshotEvent is one line of the answer. The last has Done or Error.
+type snapshotEvent struct {
+	Snapshot string `json:"snapshot,omitempty"`
+	Percent  int    `json:"percent,omitempty"`
+	Cut      bool   `json:"cut,omitempty"` // the moment of the snapshot has passed
+	Done     bool   `json:"done,omitempty"`
+	report
+}
+
+// serveSnapshot makes a snapshot and streams how far it is. Unless detached, a
+// client that goes away aborts it.
+func (d *daemon) serveSnapshot(work context.Context, w http.ResponseWriter, r *http.Request) {
+	var req snapshotRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&req); err != nil {
+		writeError(w, usageError{err})
+		return
+	}
+	if d.volume == nil {
+		writeError(w, refusal{fmt.Errorf("%s is a snapshot, not a volume", d.id)})
+		return
+	}
+	ctx, cancel := context.WithCancelCause(work)
+	defer cancel(nil)
+	if !req.Detach {
+		defer context.AfterFunc(r.Context(), func() { cancel(errInterrupted) })()
+	}
+	events := make(chan snapshotEvent, 16)
+	var making sync.WaitGroup
+	making.Go(func() {
+		defer close(events)
+		d.makeSnapshot(ctx, req, events)
+	})
+	defer making.Wait()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	encoder, flusher := json.NewEncoder(w), http.NewResponseController(w)
+	for e := range events {
+		if err := encoder.Encode(e); err == nil {
+			_ = flusher.Flush() // the next line fails too if the client is gone
+		}
+	}
+}
+
+// makeSnapshot makes a snapshot and reports on it. It never waits for a slow
+// client but with the first and the last event.
+func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events chan<- snapshotEvent) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	outcome, err := d.volume.Snapshot(ctx, volume.SnapshotOptions{
+		Description: req.Description, Tags: req.Tags,
+		Cut: func(attempt *snapshot.Attempt) {
+			events <- snapshotEvent{Snapshot: attempt.ID().String(), Cut: true}
+			watching.Go(func() {
+				for {
+					select {
+					case <-watch.Done():
+						return
+					case <-tick.C:
+					}
+					select {
+					case events <- snapshotEvent{Percent: attempt.Percent()}:
+					default:
+					}
+				}
+			})
+		},
+	})
+	stop()
+	watching.Wait()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		d.log.Error("snapshot failed", "error", err)
+		events <- snapshotEvent{report: report{Error: err.Error(), Code: exitCode(err)}}
+		return
+	}
+	events <- snapshotEvent{Snapshot: outcome.Snapshot.String(), Done: true}
+}
+
+// logToFile sends the process's log, and whatever else goes to stderr, to a
+// file in the daemon's folder.
+func logToFile(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, "daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	if err := unix.Dup2(int(f.Fd()), 2); err != nil {
+		return errors.Join(fmt.Errorf("open the log: %w", err), f.Close())
+	}
+	return f.Close()
+}

@@ -1,0 +1,75 @@
+// Command lazyvol makes, mounts and deletes snapshots of block devices in
+// object storage. It wires the packages together and talks to people; what a
+// snapshot or a volume is lives in the packages.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// gracePeriod is how long a command that was interrupted may take to undo what
+// it was doing, before a second signal is no longer needed to end it.
+const gracePeriod = 45 * time.Second
+
+// memoryLimit is where Go's collector begins to work harder. Buffers of
+// fetches and uploads come and go by the megabyte: without a limit the heap
+// would grow to twice what is in use.
+const memoryLimit = 200 << 20
+
+func main() {
+	debug.SetMemoryLimit(memoryLimit)
+	ctx, interrupted := interruptible(context.Background())
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if interrupted() && code != exitDone {
+		code = exitInterrupted
+	}
+	os.Exit(code)
+}
+
+// interruptible returns a context that ends with the first SIGINT or SIGTERM.
+// The second one, or taking longer than gracePeriod to end, kills the process.
+func interruptible(parent context.Context) (ctx context.Context, interrupted func() bool) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	var seen atomic.Bool
+	go func() { // lives as long as the process
+		s := <-signals
+		seen.Store(true)
+		cancel(fmt.Errorf("%w by %s", errInterrupted, s))
+		<-signals
+		os.Exit(exitInterrupted)
+	}()
+	return ctx, seen.Load
+}
+
+// errInterrupted is the cause of contexts that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+// run runs one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := app.command()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx)
+	}
+	fmt.Fprintf(stderr, "lazyvol: %v\n", err)
+	return exitCode(err)
+}

@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/hydrate"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+// mountFlags are the flags of a mount.
+type mountFlags struct {
+	foreground   bool
+	noHydrate    bool
+	hydrateRate  byteSize
+	readDeadline time.Duration
+	cacheSize    byteSize
+	allowOther   bool
+	uid, gid     uint32
+}
+
+func (f *mountFlags) register(c *cobra.Command) {
+	flags := c.Flags()
+	flags.BoolVar(&f.noHydrate, "no-hydrate", false, "fetch only what is read ('lazyvol hydrate --resume' begins later)")
+	flags.Var(&f.hydrateRate, "hydrate-rate", "fetch at most so many bytes a second in the background, as 100MiB")
+	flags.DurationVar(&f.readDeadline, "read-deadline", defaultReadDeadline, "how long a read waits for the store before it fails")
+	flags.Var(&f.cacheSize, "cache-size", "keep at most so many clean bytes on this host (default: leave a tenth of the filesystem free)")
+	flags.BoolVar(&f.allowOther, "allow-other", false, "let other users in")
+	flags.Uint32Var(&f.uid, "uid", 0, "owner of the file")
+	flags.Uint32Var(&f.gid, "gid", 0, "group of the file")
+}
+
+// args returns the flags as a command line has them.
+func (f *mountFlags) args() []string {
+	args := []string{fmt.Sprintf("--read-deadline=%s", f.readDeadline)}
+	if f.noHydrate {
+		args = append(args, "--no-hydrate")
+	}
+	if f.hydrateRate > 0 {
+		args = append(args, fmt.Sprintf("--hydrate-rate=%d", f.hydrateRate))
+	}
+	if f.cacheSize > 0 {
+		args = append(args, fmt.Sprintf("--cache-size=%d", f.cacheSize))
+	}
+	if f.allowOther {
+		args = append(args, "--allow-other")
+	}
+	return append(args, fmt.Sprintf("--uid=%d", f.uid), fmt.Sprintf("--gid=%d", f.gid))
+}
+
+func (f *mountFlags) check() error {
+	if f.readDeadline <= 0 {
+		return usageError{errors.New("--read-deadline must be positive")}
+	}
+	return nil
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	var f mountFlags
+	c := &cobra.Command{
+		Use:   "mount SNAP|VOL DIR",
+		Short: "Mount a snapshot read-only, or a volume",
+		Long: `Mounts a snapshot read-only, or a volume for reading and writing, as
+DIR/volume.img, with DIR/status.json beside it. Returns when the mount is ready;
+a daemon serves it until 'lazyvol unmount', SIGTERM or umount. A mountpoint that
+a killed daemon left dead is recovered.
+
+What is written to a volume is only on this host until 'lazyvol snapshot create'.`,
+		Example: `  lazyvol mount snap-1a2b3c4d567890abc /mnt/old
+  lazyvol mount --hydrate-rate 50MiB vol-0123456789abcdef0 /mnt/disk`,
+		Args: args(cobra.ExactArgs(2)),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			dir, err := filepath.Abs(args[1])
+			if err != nil {
+				return err
+			}
+			if f.foreground {
+				return a.mountHere(c.Context(), args[0], dir, &f)
+			}
+			_, err = a.spawnMount(c.Context(), args[0], dir, &f)
+			return err
+		},
+	}
+	f.register(c)
+	c.Flags().BoolVar(&f.foreground, "foreground", false, "stay, and log to stderr, for supervisors")
+	return c
+}
+
+// spawnMount starts a daemon that mounts target on dir, and returns when the
+// mount is ready.
+func (a *app) spawnMount(ctx context.Context, target, dir string, f *mountFlags) (string, error) {
+	args := append(a.globalArgs(), "mount", "--foreground")
+	args = append(args, f.args()...)
+	return a.spawn(ctx, append(args, target, dir))
+}
+
+// globalArgs are the global flags as a command line has them.
+func (a *app) globalArgs() []string {
+	args := []string{"--state=" + a.state}
+	if a.storeURL != "" {
+		args = append(args, "--store="+a.storeURL)
+	}
+	if a.verbose {
+		args = append(args, "--verbose")
+	}
+	return args
+}
+
+// mountHere mounts target and serves it in this process.
+func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) error {
+	ready, err := newReadiness()
+	if err != nil {
+		return err
+	}
+	if err := checkMountpoint(dir); err != nil {
+		return ready.failed(err)
+	}
+	level := slog.LevelInfo
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	switch {
+	case strings.HasPrefix(target, "snap-"):
+		err = a.mountSnapshot(ctx, target, dir, f, log, ready)
+	case strings.HasPrefix(target, "vol-"):
+		err = a.mountVolume(ctx, target, dir, f, log, ready)
+	default:
+		err = usageError{fmt.Errorf("%q is neither a snapshot (snap-…) nor a volume (vol-…)", target)}
+	}
+	return ready.failed(err)
+}
+
+// checkMountpoint makes sure that a directory can be mounted on, and recovers
+// it if a killed daemon left it dead.
+func checkMountpoint(dir string) error {
+	if err := fs.Recover(dir); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("mountpoint %s does not exist; make it first", dir)
+		}
+		return fmt.Errorf("recover mountpoint %s: %w", dir, err)
+	}
+	var st, parent unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("mountpoint %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return fmt.Errorf("mountpoint %s is not a directory", dir)
+	}
+	if err := unix.Stat(filepath.Dir(dir), &parent); err != nil {
+		return fmt.Errorf("mountpoint %s: %w", dir, err)
+	}
+	if st.Dev != parent.Dev {
+		return refusal{fmt.Errorf("something is mounted on %s already", dir)}
+	}
+	return nil
+}
+
+func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFlags, log *slog.Logger, ready *readiness) (err error) {
+	id, err := parseSnapshot(target)
+	if err != nil {
+		return err
+	}
+	store, err := a.openStore(ctx, "", min(f.readDeadline, commandPatience))
+	if err != nil {
+		return err
+	}
+	s, img, err := a.beginSession(ctx, store, id, dir)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandPatience)
+		defer cancel()
+		err = errors.Join(err, s.end(ctx, img.Pinned))
+	}()
+	host, err := a.host(store, f.readDeadline, log)
+	if err != nil {
+		return err
+	}
+	host.Room = a.room(int64(f.cacheSize))
+	device, err := host.OpenSnapshot(ctx, img)
+	if err != nil {
+		return err
+	}
+	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir}
+	err = a.serveMount(ctx, d, f, ready)
+	return errors.Join(err, device.Close())
+}
+
+func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags, log *slog.Logger, ready *readiness) error {
+	v, err := a.openVolume(ctx, target, f, log)
+	if err != nil {
+		return err
+	}
+	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir}
+	err = a.serveMount(ctx, d, f, ready)
+	return errors.Join(err, v.Close())
+}
+
+// openVolume opens a volume with its own store, and lets the store have a say
+// before anything is served: wrong credentials are better told now than by
+// reads that fail. A store that does not answer is no obstacle.
+func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log *slog.Logger) (*volume.Volume, error) {
+	const patience = 10 * time.Second
+	id, err := manifest.ParseVolumeID(target)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	record, err := volume.ReadRecord(vfs.OS(), a.state, id)
+	if err != nil {
+		return nil, err
+	}
+	store, err := a.openStore(ctx, record.StoreURL, f.readDeadline)
+	if err != nil {
+		return nil, err
+	}
+	host, err := a.host(store, f.readDeadline, log)
+	if err != nil {
+		return nil, err
+	}
+	host.Room = a.room(int64(f.cacheSize))
+	v, err := host.OpenVolume(id)
+	if err != nil {
+		return nil, err
+	}
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err = checkStore(asking, store, record)
+	if err == nil {
+		err = v.Settle(asking)
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, snapshot.ErrNotFound):
+		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+	case isAny(err, blockstore.ErrUnavailable, context.DeadlineExceeded) && ctx.Err() == nil:
+		fmt.Fprintf(a.stderr, "lazyvol: warning: the store does not answer; reads of what is not cached will wait for it: %v\n", err)
+	default:
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+// checkStore refuses a store that is not the volume's.
+func checkStore(ctx context.Context, store *snapshot.Store, record volume.Record) error {
+	id, err := store.ID(ctx)
+	if err != nil {
+		return err
+	}
+	if id != record.StoreID {
+		return refusal{fmt.Errorf("%s belongs to the store %s, and %s is another one", record.ID, record.StoreURL, store)}
+	}
+	return nil
+}
+
+// serveMount serves a device until its mount ends.
+func (a *app) serveMount(ctx context.Context, d *daemon, f *mountFlags, ready *readiness) error {
+	d.hydrator = hydrate.New(source{d.device}, hydrate.Options{Rate: int64(f.hydrateRate), Busy: d.device.DemandInFlight, Log: d.log})
+	if f.noHydrate {
+		d.pause(true)
+	}
+	o := fs.Options{AllowOther: f.allowOther, UID: f.uid, GID: f.gid, ReadDeadline: f.readDeadline}
+	return d.serve(ctx, o, func() error {
+		if ready.background() {
+			if err := logToFile(d.dir); err != nil {
+				return err
+			}
+		}
+		return ready.ready(d.mountpoint)
+	})
+}

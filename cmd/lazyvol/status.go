@@ -1,0 +1,285 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/hydrate"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+// statusJSON is a device's status, as status.json and 'status --json' have it.
+// Sizes are in bytes.
+type statusJSON struct {
+	ID            string   `json:"id"`
+	Root          string   `json:"root,omitempty"`
+	Size          int64    `json:"size"`
+	BlockSize     int      `json:"blockSize"`
+	State         string   `json:"state"`
+	HydratedBytes int64    `json:"hydratedBytes"`
+	TotalBytes    int64    `json:"totalBytes"`
+	DirtyBytes    int64    `json:"dirtyBytes"`
+	DemandFetches int64    `json:"demandFetches"`
+	FetchedBytes  int64    `json:"fetchedBytes"`
+	Rate          int64    `json:"rate"` // stored bytes a second, in the background
+	ETASeconds    *int64   `json:"etaSeconds"`
+	Errors        []string `json:"errors"`
+	Mountpoint    string   `json:"mountpoint,omitempty"`
+	PID           int      `json:"pid,omitempty"`
+}
+
+// statusJSON returns the content of status.json.
+func (d *daemon) statusJSON() []byte {
+	data, err := json.MarshalIndent(d.status(), "", "  ")
+	if err != nil {
+		return fmt.Appendf(nil, `{"errors":[%q]}`, err)
+	}
+	return append(data, '\n')
+}
+
+func (d *daemon) status() statusJSON {
+	p := d.hydrator.Progress()
+	s := describeDevice(d.id, d.device.Stats())
+	s.Mountpoint, s.PID, s.Rate = d.mountpoint, os.Getpid(), p.Rate
+	if p.LastError != nil {
+		s.Errors = append(s.Errors, p.LastError.Error())
+	}
+	missing := s.TotalBytes - s.HydratedBytes
+	switch {
+	case missing <= 0:
+		s.State = hydrate.Done.String()
+	case d.paused.Load():
+		s.State = hydrate.Paused.String()
+	case p.State == hydrate.Done: // what is missing was evicted, or could not be kept
+		s.State = hydrate.Hydrating.String()
+	default:
+		s.State = p.State.String()
+	}
+	if missing <= 0 {
+		s.ETASeconds = new(int64)
+	} else if eta, ok := p.ETA(missing / int64(max(s.BlockSize, 1))); ok && s.State == hydrate.Hydrating.String() {
+		seconds := int64(eta.Seconds())
+		s.ETASeconds = &seconds
+	}
+	return s
+}
+
+func describeDevice(id string, stats volume.Stats) statusJSON {
+	s := statusJSON{
+		ID: id, Root: stats.Root, Size: stats.Size, BlockSize: stats.BlockSize,
+		HydratedBytes: stats.HydratedBytes, TotalBytes: stats.TotalBytes, DirtyBytes: stats.DirtyBytes,
+		DemandFetches: stats.DemandFetches, FetchedBytes: stats.FetchedBytes, Errors: []string{},
+	}
+	if stats.Lost != nil {
+		s.Errors = append(s.Errors, stats.Lost.Error())
+	}
+	for _, p := range stats.Errors {
+		s.Errors = append(s.Errors, p.Time.Format(time.RFC3339)+" "+p.Message)
+	}
+	return s
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var asJSON, watch bool
+	c := &cobra.Command{
+		Use: "status [VOL|DIR]", Short: "Show how far mounts and volumes are", Args: args(cobra.MaximumNArgs(1)),
+		Long: `Shows how far a volume or mount is hydrated, and what was written since the last
+snapshot and so exists on this host only; without argument, that of all.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			for {
+				var screen bytes.Buffer
+				if err := a.printStatus(c.Context(), &screen, args, asJSON); err != nil {
+					return err
+				}
+				if watch {
+					fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
+				}
+				if _, err := a.stdout.Write(screen.Bytes()); err != nil || !watch {
+					return err
+				}
+				select {
+				case <-c.Context().Done():
+					return nil
+				case <-time.After(time.Second):
+				}
+			}
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "show it anew every second")
+	return c
+}
+
+func (a *app) printStatus(ctx context.Context, w io.Writer, args []string, asJSON bool) error {
+	if len(args) == 1 {
+		s, err := a.statusOf(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(w, s)
+		}
+		return statusTable(w, []statusJSON{s})
+	}
+	all, err := a.statusOfAll(ctx)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, struct{ Volumes []statusJSON }{all})
+	}
+	return statusTable(w, all)
+}
+
+func statusTable(w io.Writer, all []statusJSON) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	if len(all) > 0 {
+		fmt.Fprintln(t, "ID\tSTATE\tHYDRATED\tDIRTY\tRATE\tETA\tSIZE\tROOT\tMOUNTPOINT")
+	}
+	unsaved := false
+	for _, s := range all {
+		eta, mountpoint, root := "-", "-", "-"
+		if s.ETASeconds != nil && *s.ETASeconds > 0 {
+			eta = (time.Duration(*s.ETASeconds) * time.Second).String()
+		}
+		if s.Mountpoint != "" {
+			mountpoint = s.Mountpoint
+		}
+		if s.Root != "" {
+			root = s.Root
+		}
+		unsaved = unsaved || s.DirtyBytes > 0
+		fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s/s\t%s\t%s\t%s\t%s\n", s.ID, s.State, size(s.HydratedBytes), size(s.TotalBytes),
+			size(s.DirtyBytes), size(s.Rate), eta, size(s.Size), root, mountpoint)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, s := range all {
+		for _, e := range s.Errors {
+			fmt.Fprintf(w, "%s: %s\n", s.ID, e)
+		}
+	}
+	if unsaved {
+		fmt.Fprintln(w, "What is dirty exists on this host only until 'lazyvol snapshot create VOL'.")
+	}
+	return nil
+}
+
+// statusOf returns the status of a volume, or of what is mounted on a
+// directory.
+func (a *app) statusOf(ctx context.Context, target string) (statusJSON, error) {
+	if !strings.HasPrefix(target, "vol-") {
+		return statusOfMount(target)
+	}
+	id, err := manifest.ParseVolumeID(target)
+	if err != nil {
+		return statusJSON{}, usageError{err}
+	}
+	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
+		return statusJSON{}, err
+	}
+	s, err := askStatus(ctx, volume.Dir(a.state, id))
+	if errors.Is(err, errNoDaemon) {
+		return a.statusUnmounted(id)
+	}
+	return s, err
+}
+
+// statusUnmounted looks into a volume that is not mounted.
+func (a *app) statusUnmounted(id manifest.VolumeID) (statusJSON, error) {
+	record, err := volume.ReadRecord(vfs.OS(), a.state, id)
+	if err != nil {
+		return statusJSON{}, err
+	}
+	store, err := a.openStore(context.Background(), record.StoreURL, commandPatience)
+	if err != nil {
+		return statusJSON{}, err
+	}
+	host, err := a.host(store, commandPatience, a.log())
+	if err != nil {
+		return statusJSON{}, err
+	}
+	v, err := host.OpenVolume(id)
+	if err != nil {
+		return statusJSON{}, err
+	}
+	s := describeDevice(string(id), v.Stats())
+	s.State = hydrate.Paused.String()
+	if s.HydratedBytes == s.TotalBytes {
+		s.State = hydrate.Done.String()
+	}
+	return s, v.Close()
+}
+
+// statusOfMount reads the status.json of a mountpoint.
+func statusOfMount(dir string) (statusJSON, error) {
+	var s statusJSON
+	data, err := os.ReadFile(filepath.Join(dir, fs.StatusName))
+	if err != nil {
+		return s, codedError{fmt.Sprintf("%s is neither a volume nor a mountpoint of lazyvol: %v", dir, err), exitNotFound}
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("read the status in %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func askStatus(ctx context.Context, dir string) (statusJSON, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var s statusJSON
+	body, err := dialControl(dir).call(ctx, "GET", "/status", nil)
+	if err != nil {
+		return s, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(io.LimitReader(body, 1<<20)).Decode(&s); err != nil {
+		return s, fmt.Errorf("read the daemon's status: %w", err)
+	}
+	return s, nil
+}
+
+// statusOfAll returns the status of every volume, then of every mounted
+// snapshot.
+func (a *app) statusOfAll(ctx context.Context) ([]statusJSON, error) {
+	records, failed, err := volume.List(vfs.OS(), a.state)
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range failed {
+		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+	}
+	all := []statusJSON{}
+	for _, r := range records {
+		s, err := a.statusOf(ctx, string(r.ID))
+		if err != nil { // in use by a command, or damaged: the others are still of interest
+			s = statusJSON{ID: string(r.ID), Size: r.Size, BlockSize: r.BlockSize, State: hydrate.Paused.String(), Errors: []string{err.Error()}}
+		}
+		all = append(all, s)
+	}
+	sessions, err := a.sessions()
+	if err != nil {
+		return nil, err
+	}
+	for _, session := range sessions {
+		if s, err := askStatus(ctx, session.dir); err == nil { // else it is dead, or no mount
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}

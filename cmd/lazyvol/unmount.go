@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+// unmountPatience bounds how long a daemon may take to end after its mount is
+// gone: it makes what was written durable, and tells the store.
+const unmountPatience = time.Minute
+
+func (a *app) unmountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "unmount DIR|VOL", Short: "Take a mount away", Args: args(cobra.ExactArgs(1)),
+		Long: `Takes a mount away and returns when its daemon has ended: everything written is
+durable on this host. A mount that is in use is refused, and left as it is. A
+mountpoint that a killed daemon left dead is cleaned up.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			dir, err := a.findMount(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.unmount(c.Context(), dir)
+		},
+	}
+}
+
+// findMount returns the mountpoint of a volume, or of a mountpoint itself.
+func (a *app) findMount(ctx context.Context, target string) (string, error) {
+	if !strings.HasPrefix(target, "vol-") {
+		return filepath.Abs(target)
+	}
+	s, err := a.statusOf(ctx, target)
+	if err != nil {
+		return "", err
+	}
+	if s.Mountpoint == "" {
+		return "", codedError{fmt.Sprintf("%s is not mounted", target), exitNotFound}
+	}
+	return s.Mountpoint, nil
+}
+
+func (a *app) unmount(ctx context.Context, dir string) error {
+	s, err := statusOfMount(dir)
+	if err != nil {
+		if dead := deadMount(dir); dead {
+			return fs.Recover(dir)
+		}
+		return err
+	}
+	lock, err := a.lockOf(s)
+	if err != nil {
+		return err
+	}
+	if err := fs.Unmount(dir); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return waitUnlocked(ctx, lock, s.PID)
+}
+
+// deadMount reports whether a killed daemon left the mountpoint dead.
+func deadMount(dir string) bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Stat(dir, &st), unix.ENOTCONN)
+}
+
+// lockOf returns the lock file that a mount's daemon holds while it lives.
+func (a *app) lockOf(s statusJSON) (string, error) {
+	if strings.HasPrefix(s.ID, "vol-") {
+		return filepath.Join(volume.Dir(a.state, manifest.VolumeID(s.ID)), "lock"), nil
+	}
+	sessions, err := a.sessions()
+	if err != nil {
+		return "", err
+	}
+	for _, session := range sessions {
+		if session.PID == s.PID && session.Snapshot.String() == s.ID {
+			return filepath.Join(session.dir, "lock"), nil
+		}
+	}
+	return "", nil // of another state directory
+}
+
+// waitUnlocked waits until a daemon has let go of its lock, or is gone.
+func waitUnlocked(ctx context.Context, lock string, pid int) error {
+	ctx, cancel := context.WithTimeout(ctx, unmountPatience)
+	defer cancel()
+	for {
+		free, err := unlocked(lock, pid)
+		if free || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the mount is gone, but its daemon (pid %d) has not ended: %w", pid, context.Cause(ctx))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func unlocked(lock string, pid int) (bool, error) {
+	if lock == "" {
+		return errors.Is(unix.Kill(pid, 0), unix.ESRCH), nil
+	}
+	if there, err := fileExists(lock); !there || err != nil {
+		return !there, err
+	}
+	held, err := vfs.OS().Lock(lock, true)
+	switch {
+	case errors.Is(err, vfs.ErrLocked):
+		return false, nil
+	case errors.Is(err, os.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	return true, held.Close()
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/volume"
+)
+
+func (a *app) volumeCommand() *cobra.Command {
+	return group("volume", "Make, list and delete volumes of this host",
+		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeDeleteCommand(), a.volumeForgetCommand(),
+	)
+}
+
+func (a *app) volumeCreateCommand() *cobra.Command {
+	var from string
+	var bytes byteSize
+	c := &cobra.Command{
+		Use: "create", Short: "Make a volume, instantly", Args: args(cobra.NoArgs),
+		Long: `Makes a volume, from a snapshot or blank, and prints its id. No data is read.
+
+What is written to a volume is only on this host until 'lazyvol snapshot create'
+puts it into the store.`,
+		Example: `  lazyvol volume create --snapshot snap-1a2b3c4d567890abc
+  lazyvol volume create --size 10GiB`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx := c.Context()
+			if from == "" && !c.Flags().Changed("size") {
+				return usageError{errors.New("give --snapshot SNAP, --size SIZE, or both")}
+			}
+			var id *manifest.SnapshotID
+			if from != "" {
+				parsed, err := parseSnapshot(from)
+				if err != nil {
+					return err
+				}
+				id = &parsed
+			} else if bytes == 0 {
+				return usageError{errors.New("--size must be more than 0")}
+			}
+			store, err := a.openStore(ctx, "", commandPatience)
+			if err != nil {
+				return err
+			}
+			host, err := a.host(store, commandPatience, a.log())
+			if err != nil {
+				return err
+			}
+			vol, err := host.Create(ctx, id, int64(bytes), manifest.DefaultBlockSize)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stdout, vol)
+			fmt.Fprintf(a.stderr, "what is written to %s stays on this host until 'lazyvol snapshot create %s'\n", vol, vol)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&from, "snapshot", "", "restore this snapshot (`SNAP`)")
+	c.Flags().Var(&bytes, "size", "size of the volume, as 10GiB (default: the snapshot's)")
+	return c
+}
+
+// volumeJSON describes a volume.
+type volumeJSON struct {
+	VolumeId        string
+	SnapshotId      string `json:",omitempty"` // the one it was created from
+	RootSnapshotId  string `json:",omitempty"` // the one its cold blocks come from
+	SizeBytes       int64
+	CreateTime      time.Time
+	Store           string
+	PendingSnapshot string `json:",omitempty"`
+	Incomplete      bool   `json:",omitempty"` // its creation was interrupted
+}
+
+func describeVolume(r volume.Record) volumeJSON {
+	j := volumeJSON{VolumeId: string(r.ID), SizeBytes: r.Size, CreateTime: r.Created, Store: r.StoreURL, Incomplete: r.Creating}
+	if r.Base != nil {
+		j.SnapshotId = r.Base.String()
+	}
+	if r.Root != nil {
+		j.RootSnapshotId = r.Root.String()
+	}
+	if r.Pending != nil {
+		j.PendingSnapshot = r.Pending.Snapshot.String()
+	}
+	return j
+}
+
+func (a *app) volumeListCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "list", Short: "List the volumes of this host, oldest first", Args: args(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			records, failed, err := volume.List(vfs.OS(), a.state)
+			if err != nil {
+				return err
+			}
+			list := struct{ Volumes []volumeJSON }{[]volumeJSON{}}
+			for _, r := range records {
+				list.Volumes = append(list.Volumes, describeVolume(r))
+			}
+			if asJSON {
+				return errors.Join(append(failed, printJSON(a.stdout, list))...)
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+			if len(records) > 0 {
+				fmt.Fprintln(w, "VOLUME\tSIZE\tCREATED\tROOT\tSTORE")
+			}
+			for _, j := range list.Volumes {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", j.VolumeId, size(j.SizeBytes), j.CreateTime.Local().Format(time.DateTime), orDash(j.RootSnapshotId), j.Store)
+			}
+			return errors.Join(append(failed, w.Flush())...)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func (a *app) volumeShowCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "show VOL", Short: "Show a volume", Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, dir, err := a.volumeFolder(args[0])
+			if err != nil {
+				return err
+			}
+			r, err := volume.ReadRecord(vfs.OS(), a.state, id)
+			if err != nil {
+				return err
+			}
+			j := describeVolume(r)
+			if asJSON {
+				return printJSON(a.stdout, j)
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+			for _, row := range [][2]string{
+				{"volume", j.VolumeId}, {"size", fmt.Sprintf("%s (%d bytes)", size(j.SizeBytes), j.SizeBytes)},
+				{"created", j.CreateTime.Local().Format(time.DateTime)}, {"from", orDash(j.SnapshotId)},
+				{"root", orDash(j.RootSnapshotId)}, {"pending snapshot", orDash(j.PendingSnapshot)}, {"store", j.Store}, {"folder", dir},
+			} {
+				fmt.Fprintf(w, "%s:\t%s\n", row[0], row[1])
+			}
+			return w.Flush()
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func (a *app) volumeDeleteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete VOL", Short: "Delete a volume with what was written since its last snapshot", Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx := c.Context()
+			id, _, err := a.volumeFolder(args[0])
+			if err != nil {
+				return err
+			}
+			record, err := volume.ReadRecord(vfs.OS(), a.state, id)
+			if err != nil {
+				return err
+			}
+			store, err := a.openStore(ctx, record.StoreURL, commandPatience)
+			if err != nil {
+				return err
+			}
+			if err := checkStore(ctx, store, record); err != nil {
+				return err
+			}
+			host, err := a.host(store, commandPatience, a.log())
+			if err != nil {
+				return err
+			}
+			return host.Delete(ctx, id)
+		},
+	}
+}
+
+func (a *app) volumeForgetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "forget VOL", Short: "Remove the pins of a volume whose host is lost", Args: args(cobra.ExactArgs(1)),
+		Long: `Removes the pins of a volume whose host is lost for good, so that the space of
+deleted snapshots it held can be freed. Should the host come back, the volume's
+cold blocks may be gone. A volume of this host is deleted instead.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx := c.Context()
+			id, _, err := a.volumeFolder(args[0])
+			if err != nil {
+				return err
+			}
+			_, err = volume.ReadRecord(vfs.OS(), a.state, id)
+			if err == nil {
+				return refusal{fmt.Errorf("%s is a volume of this host; use 'lazyvol volume delete'", id)}
+			}
+			if !errors.Is(err, volume.ErrNotFound) {
+				return err
+			}
+			store, err := a.openStore(ctx, "", commandPatience)
+			if err != nil {
+				return err
+			}
+			forgotten, err := store.Forget(ctx, string(id))
+			for _, snap := range forgotten {
+				fmt.Fprintln(a.stdout, snap)
+			}
+			if err == nil && len(forgotten) == 0 {
+				return codedError{fmt.Sprintf("%s has no pins in %s", id, store), exitNotFound}
+			}
+			return err
+		},
+	}
+}

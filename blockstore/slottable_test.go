@@ -3,7 +3,11 @@ package blockstore
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -161,5 +165,29 @@ func checkSlotTable(t *testing.T, data []byte) {
 		}
 	case !bytes.Equal(table.encode(), data[:need]):
 		t.Fatalf("decoded %x, which encodes to %x", data[:need], table.encode())
+	}
+}
+
+// TestFormatPageAgreesWithTheCode pins the encoding of a slot table to the
+// example on the page that specifies it: see the test of the same name in
+// manifest.
+func TestFormatPageAgreesWithTheCode(t *testing.T) {
+	data, err := os.ReadFile("../docs/format.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(data), "```hex pack\n")
+	example, _, _ := strings.Cut(rest, "```")
+	want, err := hex.DecodeString(regexp.MustCompile(`#.*|\s`).ReplaceAllString(example, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := someTable().encode(); !bytes.Equal(got, want) {
+		t.Errorf("encodes to %x, and the page says %x", got, want)
+	}
+	for name, bound := range map[string]int{"PackTarget": PackTarget, "MaxSlotTableLen": MaxSlotTableLen} {
+		if row := fmt.Sprintf("| `%s` | %d |", name, bound); !strings.Contains(string(data), row) {
+			t.Errorf("the page's table of bounds has no row %s", row)
+		}
 	}
 }

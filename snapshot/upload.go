@@ -9,8 +9,6 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -33,31 +31,40 @@ type Source struct {
 	// beyond the end of the device. It is called from several goroutines.
 	Read func(ctx context.Context, block int64, p []byte) error
 
-	// Changed, if set, is told each block that turned out to differ from the
-	// parent's, in ascending order and from one goroutine.
-	Changed func(block int64)
+	// Check, if set, is called after the last Read. Its error fails the
+	// upload: what was read is not the content of any one moment.
+	Check func() error
 }
 
-// Bounds of the upload pipeline. Together they keep it under about 150 MiB
-// with blocks of the default size.
+// Bounds of the upload. With blocks of the default size they keep it under
+// about 150 MiB.
 const (
-	uploads      = 4        // packs and leaves parts on their way to the store
-	blocksBudget = 32 << 20 // bytes of blocks between reading and packing
+	// uploads is how many packs and leaves parts are on their way to the store
+	// at once.
+	uploads = 4
+
+	// blocksBudget is how many bytes of blocks are between being read and
+	// being packed, as they are and once more compressed.
+	blocksBudget = 32 << 20
+
+	// readers is how many blocks are read at once, or one per core: a block
+	// may have to come from the store.
+	readers = 16
 )
 
-// upload is what an attempt has put into the store, and the root over it.
-type upload struct {
+// uploaded is what an attempt has put into the store.
+type uploaded struct {
 	root         []byte
 	hash         manifest.Hash
 	dataBlocks   int64
-	blocks       int64 // uploaded
+	blocks       int64 // that the packs hold
 	packs        int64
 	storedBytes  int64 // of packs, leaves and root
 	leavesLength int64
 }
 
 // describe adds what was uploaded to an outcome.
-func (u *upload) describe(o *manifest.Outcome) {
+func (u *uploaded) describe(o *manifest.Outcome) {
 	o.RootHash, o.RootLength = manifest.HexHash(u.hash), int64(len(u.root))
 	if len(u.root) <= manifest.InlineRootMax {
 		o.Root = u.root
@@ -66,24 +73,18 @@ func (u *upload) describe(o *manifest.Outcome) {
 	o.StoredBytes, o.LeavesLength = u.storedBytes, u.leavesLength
 }
 
-// job is one block on its way through the pipeline.
-type job struct {
-	block  int64
-	old    manifest.Ref // the parent's
-	hole   bool
-	same   bool // as the parent's
-	hash   manifest.Hash
-	stored []byte // compressed, or raw
-	raw    bool
-	err    error
-	done   chan struct{} // closed when all of the above is set
-}
-
 // Upload reads the source and puts packs, leaves and root: after it every
 // object of the snapshot is durable in the store, and only the outcome is
 // missing. Blocks are read, hashed and compressed by all cores, and packed in
 // address order. Only blocks that differ by hash from the parent's are stored.
+//
+// It may be called once. After an error the attempt can only be aborted.
 func (a *Attempt) Upload(ctx context.Context, src Source) error {
+	if a.began.Swap(true) {
+		// A second one would find the first one's packs in its way, and could
+		// not tell whether they hold what it has read.
+		return fmt.Errorf("upload %s: an upload was begun already", a.ID())
+	}
 	beat, stop := context.WithCancel(ctx)
 	var beating sync.WaitGroup
 	beating.Go(func() { a.heartbeat(beat) })
@@ -98,157 +99,195 @@ func (a *Attempt) Upload(ctx context.Context, src Source) error {
 	return nil
 }
 
-func (a *Attempt) upload(ctx context.Context, src Source) (*upload, error) {
-	g, gctx := errgroup.WithContext(ctx)
-	sender := newSender(ctx, a.store.objects)
-	index := newIndexWriter(a, sender, src.Changed)
-
-	workers := runtime.GOMAXPROCS(0)
-	depth := max(2*workers, blocksBudget/a.plan.Geometry.BlockSize)
-	var (
-		work    = make(chan *job, depth)
-		ordered = make(chan *job, depth) // the same jobs, in address order
-		buffers = newBufferPool(depth+workers+1, a.plan.Geometry.BlockSize)
-	)
-	g.Go(func() error {
-		defer close(work)
-		defer close(ordered)
-		return a.produce(gctx, src, index, func(j *job) error {
-			select {
-			case ordered <- j:
-			case <-gctx.Done():
-				return context.Cause(gctx)
-			}
-			select {
-			case work <- j:
-				return nil
-			case <-gctx.Done():
-				return context.Cause(gctx)
-			}
-		})
-	})
-	for range workers {
-		g.Go(func() error {
-			var c blockstore.Compressor
-			block := make([]byte, a.plan.Geometry.BlockSize)
-			for j := range work {
-				a.process(gctx, src, &c, block, buffers, j)
-				close(j.done)
-			}
-			return nil
-		})
-	}
-	g.Go(func() error {
-		for j := range ordered {
-			select {
-			case <-j.done:
-			case <-gctx.Done():
-				return context.Cause(gctx)
-			}
-			if j.err != nil {
-				return j.err
-			}
-			if err := index.add(j); err != nil {
+func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
+	var u *uploaded
+	senders := newCrew(ctx, uploads)
+	index := newIndexWriter(a, &sender{a.store.objects, senders})
+	ahead := max(2, blocksBudget/a.plan.Geometry.BlockSize)
+	workers := min(ahead, max(readers, runtime.GOMAXPROCS(0)))
+	buffers := newBufferPool(ahead+2, a.plan.Geometry.BlockSize)
+	err := senders.lead(func(ctx context.Context) (err error) {
+		newWork := func() func(context.Context, *job) error {
+			w := &blockWorker{attempt: a, read: src.Read, buffers: buffers, block: make([]byte, a.plan.Geometry.BlockSize)}
+			return w.do
+		}
+		emit := func(ctx context.Context, j *job) error {
+			if err := index.add(ctx, j); err != nil {
 				return err
 			}
 			buffers.put(j.stored)
-			a.blocksDone.Store(j.block + 1)
+			a.blocksDone.Store(j.first + j.count)
+			return nil
 		}
-		return nil
-	})
-	err := g.Wait()
-	if err == nil {
-		var u *upload
-		if u, err = index.finish(ctx); err == nil {
-			if err = sender.wait(); err == nil {
-				a.blocksDone.Store(a.plan.Geometry.Blocks())
-				return u, a.putRoot(ctx, u)
-			}
-		}
-	}
-	return nil, errors.Join(err, sender.stop())
-}
-
-// putRoot puts the root, after everything it refers to.
-func (a *Attempt) putRoot(ctx context.Context, u *upload) error {
-	_, err := a.store.objects.Put(ctx, manifest.RootKey(a.ID()), u.root, blockstore.IfAbsent)
-	if err != nil && !errors.Is(err, blockstore.ErrExists) { // our own, its reply lost: nobody else writes under this id
-		return fmt.Errorf("put root: %w", err)
-	}
-	return nil
-}
-
-// produce makes a job of every block that has to be looked at.
-func (a *Attempt) produce(ctx context.Context, src Source, index *indexWriter, emit func(*job) error) error {
-	blocks := a.plan.Geometry.Blocks()
-	next := int64(0)
-	for e, err := range src.Extents {
-		if err != nil {
+		if err := inOrder(ctx, workers, ahead, a.jobs(ctx, src), newWork, emit); err != nil {
 			return err
 		}
-		if e.First < next || e.Count < 0 || e.First+e.Count > blocks {
-			return fmt.Errorf("source extent of blocks %d+%d is out of order or beyond the device", e.First, e.Count)
-		}
-		next = e.First + e.Count
-		if e.Hole && a.plan.Parent == nil {
-			continue
-		}
-		for block := e.First; block < next; {
-			leaf := block / manifest.LeafBlocks
-			end := min(next, (leaf+1)*manifest.LeafBlocks)
-			old, err := index.parentLeaf(ctx, leaf)
-			if err != nil {
+		if src.Check != nil {
+			if err := src.Check(); err != nil {
 				return err
 			}
-			for ; block < end; block++ {
-				j := &job{block: block, hole: e.Hole}
-				if i := int(block % manifest.LeafBlocks); old != nil && i < old.Len() {
-					j.old = old.Ref(i)
-				}
-				if j.hole && j.old.IsHole() {
-					continue
-				}
-				j.done = make(chan struct{})
-				if err := emit(j); err != nil {
-					return err
-				}
+		}
+		u, err = index.finish(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// After everything that it refers to.
+	if err := putOwn(ctx, a.store.objects, manifest.RootKey(a.ID()), u.root); err != nil {
+		return nil, err
+	}
+	a.blocksDone.Store(a.plan.Geometry.Blocks())
+	return u, nil
+}
+
+// job is a block on its way through the upload, or several of one leaf that
+// are holes.
+type job struct {
+	first, count int64
+	hole         bool
+	parent       parentLeaf // nil: all holes there
+
+	// What its worker finds out.
+	old    *manifest.Leaf // the parent's leaf, nil: all holes
+	same   bool           // as the parent's
+	hash   manifest.Hash
+	stored []byte // compressed, or raw; a buffer of the pool
+	raw    bool
+}
+
+// oldRef returns what the parent has in the job's i-th block.
+func (j *job) oldRef(i int64) manifest.Ref {
+	if j.old == nil {
+		return manifest.Ref{}
+	}
+	return refAt(j.old, int((j.first+i)%manifest.LeafBlocks))
+}
+
+// A parentLeaf fetches a leaf of the parent when it is first called.
+type parentLeaf func() (*manifest.Leaf, error)
+
+// jobs cuts the extents of a source into jobs.
+func (a *Attempt) jobs(ctx context.Context, src Source) iter.Seq2[*job, error] {
+	return func(yield func(*job, error) bool) {
+		leaves := parentLeaves{ctx: ctx, parent: a.plan.Parent}
+		next := int64(0)
+		for e, err := range src.Extents {
+			if err == nil {
+				err = a.checkExtent(e, next)
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			next = e.First + e.Count
+			if !leaves.cut(e, func(j *job) bool { return yield(j, nil) }) {
+				return
 			}
 		}
+	}
+}
+
+func (a *Attempt) checkExtent(e Extent, next int64) error {
+	blocks := a.plan.Geometry.Blocks()
+	if e.First < next || e.First > blocks || e.Count < 0 || e.Count > blocks-e.First {
+		return fmt.Errorf("source extent of blocks %d+%d is out of order or beyond the device", e.First, e.Count)
 	}
 	return nil
 }
 
-// process reads, hashes and compresses one block.
-func (a *Attempt) process(ctx context.Context, src Source, c *blockstore.Compressor, block []byte, buffers *bufferPool, j *job) {
+// parentLeaves hands out the leaves of a parent in ascending order.
+type parentLeaves struct {
+	ctx    context.Context // of the fetches
+	parent *Image          // nil: holes
+
+	number int64 // of the last one handed out
+	last   parentLeaf
+}
+
+// cut cuts an extent into jobs: a block each, or in a hole a leaf each where
+// the parent has data.
+func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
+	end := e.First + e.Count
+	if !e.Hole {
+		for block := e.First; block < end; block++ {
+			if !yield(&job{first: block, count: 1, parent: l.get(block / manifest.LeafBlocks)}) {
+				return false
+			}
+		}
+		return true
+	}
+	for block := e.First; block < end && l.parent != nil; {
+		ref, ok := l.parent.Root.Next(block / manifest.LeafBlocks)
+		if !ok {
+			break
+		}
+		first := max(block, ref.Leaf*manifest.LeafBlocks)
+		if first >= end {
+			break
+		}
+		block = min(end, (ref.Leaf+1)*manifest.LeafBlocks)
+		if !yield(&job{first: first, count: block - first, hole: true, parent: l.get(ref.Leaf)}) {
+			return false
+		}
+	}
+	return true
+}
+
+// get returns a leaf, which all jobs in it share and one of them fetches; nil
+// if it is all holes.
+func (l *parentLeaves) get(n int64) parentLeaf {
+	if l.parent == nil {
+		return nil
+	}
+	if l.last == nil || l.number != n {
+		ref, ok := l.parent.Root.Find(n)
+		if !ok {
+			return nil
+		}
+		l.number, l.last = n, sync.OnceValues(func() (*manifest.Leaf, error) { return l.parent.FetchLeaf(l.ctx, ref) })
+	}
+	return l.last
+}
+
+// A blockWorker reads, hashes and compresses blocks.
+type blockWorker struct {
+	attempt    *Attempt
+	read       func(ctx context.Context, block int64, p []byte) error
+	buffers    *bufferPool
+	compressor blockstore.Compressor
+	block      []byte
+}
+
+func (w *blockWorker) do(ctx context.Context, j *job) (err error) {
+	if j.parent != nil {
+		if j.old, err = j.parent(); err != nil {
+			return err
+		}
+	}
 	if j.hole {
-		return
+		return nil
 	}
-	if j.err = ctx.Err(); j.err != nil {
-		return
+	if err := w.read(ctx, j.first, w.block); err != nil {
+		return fmt.Errorf("read block %d: %w", j.first, err)
 	}
-	if err := src.Read(ctx, j.block, block); err != nil {
-		j.err = fmt.Errorf("read block %d: %w", j.block, err)
-		return
-	}
-	if isZero(block) {
+	if isZero(w.block) {
 		j.hole = true
-		return
+		return nil
 	}
-	j.hash = manifest.Sum(block)
-	if !j.old.IsHole() && j.hash == j.old.Hash {
+	j.hash = manifest.Sum(w.block)
+	if old := j.oldRef(0); !old.IsHole() && j.hash == old.Hash {
 		j.same = true
-		return
+		return nil
 	}
-	dst, err := buffers.get(ctx)
+	buffer, err := w.buffers.get(ctx)
 	if err != nil {
-		j.err = err
-		return
+		return err
 	}
-	stored, raw := c.Compress(dst[:0], block)
-	if raw {
-		stored = append(dst[:0], block...)
+	if j.stored, j.raw = w.compressor.Compress(buffer, w.block); j.raw {
+		j.stored = append(buffer, w.block...)
 	}
-	j.stored, j.raw = stored, raw
+	return nil
 }
 
 // isZero reports whether a block is all zeros.
@@ -258,79 +297,58 @@ func isZero(p []byte) bool {
 	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
 
-// bufferPool is a bounded set of buffers for compressed blocks.
+// bufferPool is a bounded set of buffers for compressed blocks, made when they
+// are first needed.
 type bufferPool struct {
-	free chan []byte
+	free chan []byte // nil: not made yet
+	size int
 }
 
-func newBufferPool(n, blockSize int) *bufferPool {
-	p := &bufferPool{free: make(chan []byte, n)}
+func newBufferPool(n, size int) *bufferPool {
+	p := &bufferPool{free: make(chan []byte, n), size: size}
 	for range n {
-		p.free <- make([]byte, 0, blockSize)
+		p.free <- nil
 	}
 	return p
 }
 
+// get returns an empty buffer with room for a block.
 func (p *bufferPool) get(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-p.free:
+		if b == nil {
+			b = make([]byte, 0, p.size)
+		}
 		return b, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
+// put takes a buffer back; nil is none.
 func (p *bufferPool) put(b []byte) {
-	if cap(b) > 0 {
+	if b != nil {
 		p.free <- b[:0]
 	}
 }
 
-// sender puts the objects of one snapshot, a few at a time.
+// A sender puts the objects of one snapshot in the background, a few at a time.
 type sender struct {
 	objects blockstore.Store
-	group   *errgroup.Group
-	ctx     context.Context
-	cancel  context.CancelFunc
+	crew    *crew
 }
 
-func newSender(ctx context.Context, objects blockstore.Store) *sender {
-	ctx, cancel := context.WithCancel(ctx)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(uploads)
-	return &sender{objects: objects, group: g, ctx: gctx, cancel: cancel}
+// send puts an object, of which it keeps the data. It blocks while too many
+// are on their way. An error of the Put ends the crew.
+func (s *sender) send(ctx context.Context, key string, data []byte) error {
+	return s.crew.run(ctx, func(ctx context.Context) error { return putOwn(ctx, s.objects, key, data) })
 }
 
-// send puts an object in the background. It blocks while too many are on
-// their way, and reports the error of an earlier one.
-func (s *sender) send(key string, data []byte) error {
-	if err := s.ctx.Err(); err != nil {
-		return context.Cause(s.ctx)
-	}
-	s.group.Go(func() error {
-		_, err := s.objects.Put(s.ctx, key, data, blockstore.IfAbsent)
-		if errors.Is(err, blockstore.ErrExists) {
-			return nil // our own, its reply lost: nobody else writes under this id
-		}
-		if err != nil {
-			return fmt.Errorf("put %s: %w", key, err)
-		}
-		return nil
-	})
-	return nil
-}
-
-// wait returns when all objects sent are durable, or one failed.
-func (s *sender) wait() error {
-	defer s.cancel()
-	return s.group.Wait()
-}
-
-// stop gives up what is on its way and returns the error of what failed before.
-func (s *sender) stop() error {
-	s.cancel()
-	if err := s.group.Wait(); !errors.Is(err, context.Canceled) {
-		return err
+// putOwn puts an object that only this attempt may write, and once.
+func putOwn(ctx context.Context, objects blockstore.Store, key string, data []byte) error {
+	_, err := objects.Put(ctx, key, data, blockstore.IfAbsent)
+	if err != nil && !errors.Is(err, blockstore.ErrExists) { // it is our own, its first reply lost
+		return fmt.Errorf("put %s: %w", key, err)
 	}
 	return nil
 }

@@ -305,10 +305,11 @@ func TestReadRunBelievesNoHint(t *testing.T) {
 // TestReadRunNeverHandsOutOtherBytes reads while anything happens to the pack
 // and to what the store returns: each block comes out right or not at all.
 func TestReadRunNeverHandsOutOtherBytes(t *testing.T) {
+	pack := newTestPack(t, blockstore.NewMem(), 1, 8)
 	rapid.Check(t, func(t *rapid.T) {
 		mem := blockstore.NewMem()
 		store := blockstoretest.NewFaulty(mem)
-		p := newTestPack(t, mem, 1, 8)
+		p := pack.in(t, mem)
 		slots := rapid.SliceOfDistinct(rapid.Uint16Range(0, 7), rapid.ID)
 		for range rapid.IntRange(0, 6).Draw(t, "faults") {
 			dead := slots.Draw(t, "dead")

@@ -52,16 +52,22 @@ func (s *dirStore) String() string { return (&url.URL{Scheme: "file", Path: s.pa
 // which no symbolic link can leave.
 func (s *dirStore) open() (*os.Root, error) {
 	root, err := os.OpenRoot(s.path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isAbsent(err) {
 		return nil, fmt.Errorf("%w: %w", ErrNoStore, err)
 	}
 	return root, fileError(err)
 }
 
+// isAbsent reports whether an error says that there is nothing at a path, be it
+// that an object is where a directory would have to be.
+func isAbsent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+}
+
 // fileError adds the sentinel that an error of the filesystem means.
 func fileError(err error) error {
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+	case isAbsent(err):
 		return fmt.Errorf("%w: %w", ErrNotExist, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w: %w", ErrDenied, err)
@@ -231,7 +237,7 @@ func (s *dirStore) remove(root *os.Root, key string) error {
 	if err == nil && info.Mode().IsRegular() {
 		err = root.Remove(key)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+	if err != nil && !isAbsent(err) {
 		return err
 	}
 	for dir := path.Dir(key); dir != "."; dir = path.Dir(dir) {

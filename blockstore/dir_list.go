@@ -2,13 +2,11 @@ package blockstore
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -70,7 +68,7 @@ func (l *listing) walk(ctx context.Context, dir string) error {
 
 func (l *listing) visit(key string) error {
 	info, err := l.root.Lstat(key)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+	if isAbsent(err) {
 		return nil // deleted meanwhile
 	}
 	if err != nil {
@@ -85,7 +83,7 @@ func (l *listing) visit(key string) error {
 // Symbolic links and everything else that no Put made are passed over.
 func (l *listing) names(dir string) ([]string, error) {
 	entries, err := l.read(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+	if isAbsent(err) {
 		return nil, nil // no such prefix, or deleted meanwhile
 	}
 	if err != nil {

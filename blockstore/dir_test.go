@@ -386,7 +386,7 @@ func increment(ctx context.Context, s blockstore.Store) error {
 			return err
 		}
 		var n int
-		if _, err := fmt.Sscan(string(data), &n); err != nil {
+		if _, err := fmt.Sscanf(string(data), "%d", &n); err != nil {
 			return err
 		}
 		_, err = s.Put(ctx, "counter", fmt.Appendf(nil, "%03d", n+1), blockstore.IfMatch(etag))

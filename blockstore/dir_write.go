@@ -108,7 +108,7 @@ func (f *tempFile) replace(key string, c Condition) error {
 	switch {
 	case exists && old.IsDir():
 		return errKeyNests(key)
-	case !exists && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+	case !exists && !isAbsent(err):
 		return err
 	}
 	if etag, ok := c.Match(); ok && (!exists || fileETag(old) != etag) {
@@ -210,7 +210,7 @@ func syncParents(root *os.Root, key string) error {
 		if err == nil {
 			err = errors.Join(f.Sync(), f.Close())
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // then a Delete removed it, with the entry
+		if err != nil && !isAbsent(err) { // if absent, a Delete removed it, with the entry
 			return err
 		}
 		if dir == "." {

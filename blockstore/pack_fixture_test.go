@@ -3,6 +3,7 @@ package blockstore_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -39,10 +40,10 @@ func testBlock(seed uint64) []byte {
 	block := make([]byte, packBlockSize)
 	random := block
 	if seed%3 != 0 {
-		random = block[:1+rng.IntN(packBlockSize/2)]
+		random = block[:8+rng.IntN(packBlockSize/2)]
 	}
-	for i := range random {
-		random[i] = byte(rng.Uint32())
+	for ; len(random) >= 8; random = random[8:] {
+		binary.LittleEndian.PutUint64(random, rng.Uint64())
 	}
 	return block
 }
@@ -62,6 +63,15 @@ func newTestPack(tb failer, store blockstore.Store, number uint32, n int) *testP
 	p.object, p.refs = b.Finish()
 	p.put(tb, p.object)
 	return p
+}
+
+// in returns the same pack in another store.
+func (p *testPack) in(tb failer, store blockstore.Store) *testPack {
+	tb.Helper()
+	c := *p
+	c.store = store
+	c.put(tb, p.object)
+	return &c
 }
 
 // put replaces the pack, with anything.

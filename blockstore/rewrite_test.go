@@ -15,13 +15,14 @@ import (
 )
 
 func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
+	const n = 12
+	pack := newTestPack(t, blockstore.NewMem(), 1, n)
 	rapid.Check(t, func(t *rapid.T) {
 		store := blockstoretest.NewFaulty(blockstore.NewMem())
-		n := rapid.IntRange(1, 12).Draw(t, "slots")
-		p := newTestPack(t, store, 1, n)
+		p := pack.in(t, store)
 		dead := make(map[uint16]bool) // what some rewrite was told
 		for range rapid.IntRange(1, 4).Draw(t, "rewrites") {
-			now := rapid.SliceOfDistinct(rapid.Uint16Range(0, uint16(n-1)), rapid.ID).Draw(t, "dead")
+			now := rapid.SliceOfDistinct(rapid.Uint16Range(0, n-1), rapid.ID).Draw(t, "dead")
 			var want int64
 			for _, slot := range now {
 				if !dead[slot] {

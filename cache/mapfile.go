@@ -17,7 +17,7 @@ import (
 //	0    object header: magic "LVWL", version, flags
 //	8    size of the device in bytes, u64
 //	16   generation, u64
-//	24   nonce of the log, u64: random
+//	24   nonce of the log, u32: random; then 4 zeros
 //	32   length of the checkpoint in bytes, u64
 //	40   boot id, 64 bytes, padded with NUL; none once a sync has failed
 //	104  zeros
@@ -48,7 +48,7 @@ func mapFormat() manifest.ObjectFormat {
 type mapHeader struct {
 	size          int64 // of the device
 	generation    uint64
-	nonce         uint64
+	nonce         uint32
 	checkpointLen int64
 	bootID        string
 }
@@ -63,7 +63,8 @@ func (h mapHeader) encode() []byte {
 	b := mapFormat().AppendHeader(make([]byte, 0, mapHeaderLen))
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.size))
 	b = binary.LittleEndian.AppendUint64(b, h.generation)
-	b = binary.LittleEndian.AppendUint64(b, h.nonce)
+	b = binary.LittleEndian.AppendUint32(b, h.nonce)
+	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.checkpointLen))
 	b = append(b, h.bootID...)
 	return mapFormat().AppendChecksum(b[:mapHeaderLen-manifest.ChecksumLen])
@@ -82,7 +83,7 @@ func decodeMapHeader(b []byte, size int64) (mapHeader, error) {
 	h := mapHeader{
 		size:          int64(binary.LittleEndian.Uint64(body[8:])),
 		generation:    binary.LittleEndian.Uint64(body[16:]),
-		nonce:         binary.LittleEndian.Uint64(body[24:]),
+		nonce:         binary.LittleEndian.Uint32(body[24:]),
 		checkpointLen: int64(binary.LittleEndian.Uint64(body[32:])),
 		bootID:        string(bytes.TrimRight(body[40:40+bootIDLen], "\x00")),
 	}

@@ -16,7 +16,7 @@ import (
 //	8   first page, u64; of a barrier: number of the first slot it does not cover
 //	16  number of pages, u64; of a barrier: what the last finished barrier covered
 //	24  kind, u32: 1 pages became data, 2 pages became zero, 3 barrier
-//	28  CRC32C of the log's nonce and the 28 bytes above
+//	28  CRC32C of the 28 bytes above, begun from the log's nonce
 //
 // The log ends before the first slot that does not hold its record. Number and
 // nonce keep bytes that an older file left on the disk from being taken for one.
@@ -42,7 +42,7 @@ type record struct {
 	count uint64
 }
 
-func (rec record) encode(p *[slotLen]byte, slot, nonce uint64) {
+func (rec record) encode(p *[slotLen]byte, slot uint64, nonce uint32) {
 	binary.LittleEndian.PutUint64(p[0:], slot)
 	binary.LittleEndian.PutUint64(p[8:], rec.first)
 	binary.LittleEndian.PutUint64(p[16:], rec.count)
@@ -51,7 +51,7 @@ func (rec record) encode(p *[slotLen]byte, slot, nonce uint64) {
 }
 
 // decodeRecord returns false if p is not the record of that slot of that log.
-func decodeRecord(p *[slotLen]byte, slot, nonce uint64) (record, bool) {
+func decodeRecord(p *[slotLen]byte, slot uint64, nonce uint32) (record, bool) {
 	rec := record{
 		first: binary.LittleEndian.Uint64(p[8:]),
 		count: binary.LittleEndian.Uint64(p[16:]),
@@ -62,10 +62,8 @@ func decodeRecord(p *[slotLen]byte, slot, nonce uint64) (record, bool) {
 	return rec, ok
 }
 
-func slotChecksum(p *[slotLen]byte, nonce uint64) uint32 {
-	var seed [8]byte
-	binary.LittleEndian.PutUint64(seed[:], nonce)
-	return crc32.Update(crc32.Checksum(seed[:], castagnoli), castagnoli, p[:28])
+func slotChecksum(p *[slotLen]byte, nonce uint32) uint32 {
+	return crc32.Update(nonce, castagnoli, p[:28])
 }
 
 // A markLog is the log of an open map file. Its owner serialises the calls.

@@ -76,9 +76,6 @@ func (w *WriteLayer) format() error {
 	if err := w.installMap(log); err != nil {
 		return errors.Join(err, log.file.Close())
 	}
-	if err := w.fs.SyncDir(filepath.Dir(w.dir)); err != nil {
-		return errors.Join(err, log.file.Close())
-	}
 	w.adopt(log)
 	return nil
 }
@@ -295,12 +292,12 @@ func (w *WriteLayer) replaceMap(log *markLog, from uint64) error {
 // createMap writes a map file of the extents under a temporary name and makes its
 // bytes durable.
 func (w *WriteLayer) createMap(generation uint64, extents []extent) (*markLog, error) {
-	var nonce [8]byte
+	var nonce [4]byte
 	rand.Read(nonce[:]) // never fails: crypto/rand
 	h := mapHeader{
 		size:       w.size,
 		generation: generation,
-		nonce:      binary.LittleEndian.Uint64(nonce[:]),
+		nonce:      binary.LittleEndian.Uint32(nonce[:]),
 		bootID:     w.bootID,
 	}
 	f, err := w.fs.OpenFile(w.path(mapName(generation)+tmpSuffix), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -327,12 +324,16 @@ func (w *WriteLayer) renameMap(log *markLog) error {
 	return w.fs.Rename(name+tmpSuffix, name)
 }
 
-// installMap gives a new map its name, durably.
+// installMap gives a new map its name, durably; the folder's, too, which the process
+// that created it may not have lived to do.
 func (w *WriteLayer) installMap(log *markLog) error {
 	if err := w.renameMap(log); err != nil {
 		return err
 	}
-	return w.fs.SyncDir(w.dir)
+	if err := w.fs.SyncDir(w.dir); err != nil {
+		return err
+	}
+	return w.fs.SyncDir(filepath.Dir(w.dir))
 }
 
 // adopt makes log the one in use. It runs with both locks held, or before the layer

@@ -47,9 +47,10 @@ type Attempt struct {
 	intent manifest.Intent
 	log    *slog.Logger
 
-	uploaded *upload // set by Upload
+	began    atomic.Bool // by Upload
+	uploaded *uploaded   // set by Upload
 
-	blocksDone atomic.Int64 // address up to which blocks are packed; for Percent
+	blocksDone atomic.Int64 // number of the block up to which all are packed; for Percent
 	storedSum  atomic.Int64
 	beaten     atomic.Bool // a heartbeat was sent, so that there is progress to remove
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -63,16 +64,19 @@ func (s *Store) Unpin(ctx context.Context, id manifest.SnapshotID, holder string
 	return nil
 }
 
-// Open opens a committed snapshot and pins it for the holder. Credentials that
-// may not write give an image that is not Pinned. It costs two round trips,
-// and one more for a root too large to be in the outcome. Deleted or unknown
-// is ErrNotFound, and the other states are ErrPending and ErrAborted.
+// Open opens a committed snapshot and pins it for the holder, who must not be
+// reading it through a pin already: see KeepPinned. Credentials that may not
+// write give an image that is not Pinned. It costs two round trips. Deleted or
+// unknown is ErrNotFound, and the other states are ErrPending and ErrAborted.
+//
+// If it fails it removes the pin again, for which it takes unpinTimeout at most
+// also when ctx has ended. Should that fail too, its error says so, and Unpin
+// is the holder's to call.
 func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Image, error) {
 	img := &Image{objects: s.objects}
 	// These are independent, so they share their round trips. None is
 	// cancelled for another's failure: whether the pin was made must be known.
 	var g errgroup.Group
-	var committedErr error
 	g.Go(func() error {
 		_, err := s.ID(ctx)
 		return err
@@ -81,29 +85,41 @@ func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Im
 		_, err := s.Lineage(ctx, id.Lineage)
 		return err
 	})
-	g.Go(func() (err error) {
+	refused := h.ID == "" // there is no pin, for certain
+	g.Go(func() error {
 		if h.ID == "" {
 			return s.checkTombstone(ctx, id)
 		}
-		err = s.Pin(ctx, id, h)
+		err := s.Pin(ctx, id, h)
 		if errors.Is(err, blockstore.ErrDenied) {
+			refused = true
 			return s.checkTombstone(ctx, id)
 		}
 		img.Pinned = err == nil
 		return err
 	})
-	g.Go(func() error {
-		img.Outcome, img.Root, committedErr = s.committed(ctx, id)
-		return committedErr
+	g.Go(func() (err error) {
+		img.Outcome, img.Root, err = s.committed(ctx, id)
+		return err
 	})
 	err := g.Wait()
 	if err == nil {
 		return img, nil
 	}
-	if img.Pinned && errors.Is(committedErr, ErrNotFound) {
-		err = errors.Join(err, s.Unpin(ctx, id, h.ID)) // a pin on nothing
+	if !refused {
+		err = errors.Join(err, s.unpinAfter(ctx, id, h))
 	}
 	return nil, fmt.Errorf("open %s: %w", id, err)
+}
+
+// unpinTimeout bounds the removal of a pin that a failed Open has made.
+const unpinTimeout = 10 * time.Second
+
+// unpinAfter removes a pin that may have been made by what failed.
+func (s *Store) unpinAfter(ctx context.Context, id manifest.SnapshotID, h Holder) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unpinTimeout)
+	defer cancel()
+	return s.Unpin(ctx, id, h.ID)
 }
 
 func (s *Store) checkTombstone(ctx context.Context, id manifest.SnapshotID) error {
@@ -192,11 +208,15 @@ func (m *Image) fetchSection(ctx context.Context, ref manifest.SectionRef) (*man
 	data, err := m.fetchIndex(ctx, ref.Home, ref.Offset, int(ref.Length), ref.Hash)
 	if err == nil {
 		var section *manifest.Section
-		if section, err = manifest.DecodeSection(data); err == nil {
+		section, err = manifest.DecodeSection(data)
+		if err == nil && (section.Owner() != ref.Owner || section.Number() != ref.Section) {
+			err = fmt.Errorf("it is section %d of owner %09x: %w", section.Number(), section.Owner(), manifest.ErrCorrupt)
+		}
+		if err == nil {
 			return section, nil
 		}
 	}
-	return nil, fmt.Errorf("read the section of packs %d–%d of owner %x in %s: %w",
+	return nil, fmt.Errorf("read the section of packs %d to %d of owner %09x in %s: %w",
 		ref.Section*manifest.SectionPacks, (ref.Section+1)*manifest.SectionPacks-1, ref.Owner, m.ID(), err)
 }
 

@@ -5,71 +5,52 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
-// Bounds of what an indexWriter remembers.
-const (
-	// maxPending is how many changed blocks wait for the pack they are in to
-	// be finished. Reaching it finishes the pack early.
-	maxPending = 64 << 10
-
-	// maxParentLeaves is how many of the parent's leaves are kept between
-	// comparing with them and rewriting them: 28 MiB.
-	maxParentLeaves = 512
-)
-
-// change is one block whose ref differs from the parent's. slot is its place
-// in the open pack, or -1 when ref is final.
-type change struct {
-	block int64
-	slot  int
-	ref   manifest.Ref
-}
-
-// slotID names a slot of a pack of another snapshot.
-type slotID struct {
-	owner uint64
-	pack  uint32
-	slot  uint16
-}
+// maxOpenLeaves is how many rewritten leaves, of 56 KiB, wait for the pack that
+// their blocks are in to be finished. Reaching it finishes the pack early:
+// only changes scattered over more than 100 GiB that also compress well do.
+const maxOpenLeaves = 256
 
 // indexWriter packs the changed blocks of a snapshot, and writes the leaves
-// and sections they change. Only parentLeaf may be called concurrently.
+// and sections they change. It is used by one goroutine at a time.
 type indexWriter struct {
 	attempt *Attempt
 	sender  *sender
-	changed func(int64)
 
 	pack    *blockstore.PackBuilder // nil when none is open
+	places  []place                 // in the leaves, of the open pack's slots
 	packs   uint32                  // finished
-	section *manifest.Section       // of the packs being written
-	pending []change                // in address order, leaves not yet written
-	died    []slotID                // slots the parent refers to and this snapshot does not
+	section *manifest.Section       // of the packs being written; nil before the first
+	open    []openLeaf              // ascending; being rewritten
+	died    slotSet                 // slots the parent refers to and this snapshot does not
 
-	leaves   []manifest.LeafRef
-	rewrote  map[int64]bool // leaves written, or dropped as all holes
+	leaves   []manifest.LeafRef // written
+	changed  map[int64]bool     // leaves written, or left out as all holes
 	sections []manifest.SectionRef
-	stream   *leavesStream
-	result   upload
-
-	mu     sync.Mutex // guards parent, order
-	parent map[int64]*manifest.Leaf
-	order  []int64 // keys of parent, oldest first
+	stream   leavesStream
+	result   uploaded
 }
 
-func newIndexWriter(a *Attempt, s *sender, changed func(int64)) *indexWriter {
-	if changed == nil {
-		changed = func(int64) {}
-	}
+// An openLeaf is a leaf of the new snapshot that may get more changes.
+type openLeaf struct {
+	number int64
+	leaf   *manifest.Leaf
+}
+
+// A place is where a block's ref goes when it is known.
+type place struct {
+	leaf *manifest.Leaf
+	i    int
+}
+
+func newIndexWriter(a *Attempt, s *sender) *indexWriter {
 	w := &indexWriter{
-		attempt: a, sender: s, changed: changed,
-		rewrote: make(map[int64]bool),
-		stream:  &leavesStream{sender: s, id: a.ID()},
-		parent:  make(map[int64]*manifest.Leaf),
+		attempt: a, sender: s, died: make(slotSet), changed: make(map[int64]bool),
+		stream: leavesStream{sender: s, id: a.ID()},
 	}
 	if p := a.plan.Parent; p != nil {
 		w.result.dataBlocks = p.Root.DataBlocks
@@ -77,161 +58,143 @@ func newIndexWriter(a *Attempt, s *sender, changed func(int64)) *indexWriter {
 	return w
 }
 
-// parentLeaf returns the parent's leaf, nil when it is all holes.
-func (w *indexWriter) parentLeaf(ctx context.Context, n int64) (*manifest.Leaf, error) {
-	p := w.attempt.plan.Parent
-	if p == nil {
-		return nil, nil
-	}
-	ref, ok := p.Root.Find(n)
-	if !ok {
-		return nil, nil
-	}
-	w.mu.Lock()
-	leaf := w.parent[n]
-	w.mu.Unlock()
-	if leaf != nil {
-		return leaf, nil
-	}
-	leaf, err := p.FetchLeaf(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.parent[n] == nil {
-		w.parent[n] = leaf
-		w.order = append(w.order, n)
-		if len(w.order) > maxParentLeaves {
-			delete(w.parent, w.order[0])
-			w.order = w.order[1:]
-		}
-	}
-	return leaf, nil
-}
-
-// add takes the next block, in address order.
-func (w *indexWriter) add(j *job) error {
-	if j.same || j.hole && j.old.IsHole() {
+// add takes the next job, in address order.
+func (w *indexWriter) add(ctx context.Context, j *job) error {
+	if j.same {
 		return nil
 	}
-	w.changed(j.block)
-	if !j.old.IsHole() {
-		w.died = append(w.died, slotID{j.old.Owner, j.old.Pack, j.old.Slot})
-		w.result.dataBlocks--
-	}
-	c := change{block: j.block, slot: -1}
-	if !j.hole {
-		if w.pack == nil {
-			w.pack = blockstore.NewPackBuilder(w.attempt.ID(), w.packs, w.attempt.plan.Geometry.BlockSize)
+	for i := range j.count {
+		old := j.oldRef(i)
+		if j.hole && old.IsHole() {
+			continue
 		}
-		c.slot = w.pack.Slots()
-		w.pack.Add(j.block, j.hash, j.stored, j.raw)
-		w.result.dataBlocks++
-		w.result.blocks++
-	}
-	w.pending = append(w.pending, c)
-	if w.pack != nil && (w.pack.Full() || len(w.pending) >= maxPending) {
-		if err := w.finishPack(); err != nil {
+		leaf, err := w.openLeaf(ctx, j.first/manifest.LeafBlocks, j.old)
+		if err != nil {
 			return err
+		}
+		at := place{leaf, int((j.first + i) % manifest.LeafBlocks)}
+		if !old.IsHole() {
+			w.died.add(packID{old.Owner, old.Pack}, old.Slot)
+			w.result.dataBlocks--
+			leaf.Set(at.i, manifest.Ref{})
+		}
+		if j.hole {
+			continue
+		}
+		if err := w.addBlock(ctx, j, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addBlock puts a block into the open pack.
+func (w *indexWriter) addBlock(ctx context.Context, j *job, at place) error {
+	if w.pack == nil {
+		if w.packs > manifest.MaxPack {
+			return fmt.Errorf("more than %d packs", w.packs)
+		}
+		w.pack = blockstore.NewPackBuilder(w.attempt.ID(), w.packs, w.attempt.plan.Geometry.BlockSize)
+	}
+	w.pack.Add(j.first, j.hash, j.stored, j.raw)
+	w.places = append(w.places, at)
+	w.result.dataBlocks++
+	w.result.blocks++
+	if w.pack.Full() {
+		return w.finishPack(ctx)
+	}
+	return nil
+}
+
+// openLeaf returns a leaf to be changed, beginning with what the parent has
+// there. Those before it have all their changes.
+func (w *indexWriter) openLeaf(ctx context.Context, n int64, old *manifest.Leaf) (*manifest.Leaf, error) {
+	if len(w.open) > 0 && w.open[len(w.open)-1].number == n {
+		return w.open[len(w.open)-1].leaf, nil
+	}
+	if len(w.open) >= maxOpenLeaves && w.pack != nil {
+		if err := w.finishPack(ctx); err != nil {
+			return nil, err
 		}
 	}
 	if w.pack == nil {
-		return w.writeLeaves(j.block / manifest.LeafBlocks)
-	}
-	return nil
-}
-
-// finishPack sends the open pack and makes the refs of its blocks final.
-func (w *indexWriter) finishPack() error {
-	object, refs := w.pack.Finish()
-	w.pack = nil
-	for i := range w.pending {
-		if c := &w.pending[i]; c.slot >= 0 {
-			c.ref, c.slot = refs[c.slot], -1
+		if err := w.writeLeaves(ctx); err != nil {
+			return nil, err
 		}
 	}
-	if w.section == nil {
-		w.section = manifest.NewSection(w.attempt.ID().Serial, w.packs/manifest.SectionPacks)
-	}
-	for _, ref := range refs {
-		if err := w.section.Add(ref.Pack, ref.Slot, ref.Length); err != nil {
-			return err
-		}
-	}
-	key := manifest.PackKey(w.attempt.ID(), w.packs)
-	w.packs++
-	w.result.packs++
-	w.result.storedBytes += int64(len(object))
-	w.attempt.storedSum.Add(int64(len(object)))
-	if err := w.sender.send(key, object); err != nil {
-		return err
-	}
-	if w.packs%manifest.SectionPacks == 0 {
-		return w.writeSection(w.section)
-	}
-	return nil
-}
-
-// writeLeaves writes the leaves below the given one that have changes. All of
-// these must be final.
-func (w *indexWriter) writeLeaves(below int64) error {
-	n := 0
-	for n < len(w.pending) {
-		leaf := w.pending[n].block / manifest.LeafBlocks
-		if leaf >= below {
-			break
-		}
-		end := n + 1
-		for end < len(w.pending) && w.pending[end].block/manifest.LeafBlocks == leaf {
-			end++
-		}
-		if err := w.writeLeaf(leaf, w.pending[n:end]); err != nil {
-			return err
-		}
-		n = end
-	}
-	w.pending = slices.Delete(w.pending, 0, n)
-	return nil
-}
-
-// writeLeaf writes the parent's leaf with changes applied to it.
-func (w *indexWriter) writeLeaf(n int64, changes []change) error {
 	leaf := manifest.NewLeaf(w.attempt.plan.Geometry.LeafLen(n))
-	old, err := w.parentLeaf(w.sender.ctx, n)
-	if err != nil {
-		return err
-	}
 	if old != nil {
 		for i := range old.Len() {
 			leaf.Set(i, old.Ref(i))
 		}
 	}
-	for _, c := range changes {
-		leaf.Set(int(c.block%manifest.LeafBlocks), c.ref)
+	w.open = append(w.open, openLeaf{n, leaf})
+	return leaf, nil
+}
+
+// finishPack sends the open pack and tells the leaves where its blocks lie.
+func (w *indexWriter) finishPack(ctx context.Context) error {
+	object, refs := w.pack.Finish()
+	if w.section == nil {
+		w.section = manifest.NewSection(w.attempt.ID().Serial, w.packs/manifest.SectionPacks)
 	}
-	w.rewrote[n] = true
-	if leaf.DataBlocks() == 0 {
-		return nil
+	for slot, ref := range refs {
+		at := w.places[slot]
+		at.leaf.Set(at.i, ref)
+		if err := w.section.Add(ref.Pack, ref.Slot, ref.Length); err != nil {
+			return err
+		}
 	}
-	offset, err := w.stream.write(leaf.Encode())
-	if err != nil {
+	key := manifest.PackKey(w.attempt.ID(), w.packs)
+	w.pack, w.places = nil, w.places[:0]
+	w.packs++
+	w.result.packs++
+	w.result.storedBytes += int64(len(object))
+	w.attempt.storedSum.Add(int64(len(object)))
+	if err := w.sender.send(ctx, key, object); err != nil {
 		return err
 	}
-	w.leaves = append(w.leaves, manifest.LeafRef{Leaf: n, Owner: w.attempt.ID().Serial, Offset: offset, Hash: leaf.Hash()})
+	if w.packs%manifest.SectionPacks == 0 {
+		return w.finishSection(ctx)
+	}
+	return nil
+}
+
+// finishSection writes the section of the packs written last.
+func (w *indexWriter) finishSection(ctx context.Context) error {
+	if w.section == nil {
+		return nil
+	}
+	section := w.section
+	w.section = nil
+	return w.writeSection(ctx, section)
+}
+
+// writeLeaves writes the open leaves, all of whose refs are known.
+func (w *indexWriter) writeLeaves(ctx context.Context) error {
+	for _, l := range w.open {
+		w.changed[l.number] = true
+		if l.leaf.DataBlocks() == 0 {
+			continue
+		}
+		data := l.leaf.Encode()
+		offset, err := w.stream.write(ctx, data)
+		if err != nil {
+			return err
+		}
+		w.leaves = append(w.leaves, manifest.LeafRef{Leaf: l.number, Owner: w.attempt.ID().Serial, Offset: offset, Hash: manifest.Sum(data)})
+	}
+	w.open = w.open[:0]
 	return nil
 }
 
 // writeSection writes a section, unless nothing in it is live.
-func (w *indexWriter) writeSection(s *manifest.Section) error {
-	if s == w.section {
-		w.section = nil
-	}
+func (w *indexWriter) writeSection(ctx context.Context, s *manifest.Section) error {
 	if s.Empty() {
 		return nil
 	}
 	data := s.Encode()
-	offset, err := w.stream.write(data)
+	offset, err := w.stream.write(ctx, data)
 	if err != nil {
 		return err
 	}
@@ -242,60 +205,68 @@ func (w *indexWriter) writeSection(s *manifest.Section) error {
 	return nil
 }
 
-// finish writes what is left and returns the root, which is not yet sent.
-func (w *indexWriter) finish(ctx context.Context) (*upload, error) {
+// finish writes what is left, and makes the root, which is not yet sent.
+func (w *indexWriter) finish(ctx context.Context) (*uploaded, error) {
 	if w.pack != nil {
-		if err := w.finishPack(); err != nil {
+		if err := w.finishPack(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if err := w.writeLeaves(w.attempt.plan.Geometry.Leaves()); err != nil {
+	if err := w.writeLeaves(ctx); err != nil {
 		return nil, err
 	}
-	if err := w.growLastLeaf(); err != nil {
+	if err := w.growLastLeaf(ctx); err != nil {
 		return nil, err
 	}
-	if w.section != nil {
-		if err := w.writeSection(w.section); err != nil {
-			return nil, err
-		}
-	}
-	inherited, err := w.inheritSections(ctx)
-	if err != nil {
+	if err := w.finishSection(ctx); err != nil {
 		return nil, err
 	}
-	if err := w.stream.flush(); err != nil {
+	if err := w.inheritSections(ctx); err != nil {
+		return nil, err
+	}
+	if err := w.stream.flush(ctx); err != nil {
 		return nil, err
 	}
 	root := &manifest.Root{
 		Snapshot: w.attempt.ID(), Geometry: w.attempt.plan.Geometry, DataBlocks: w.result.dataBlocks,
-		Leaves: w.inheritLeaves(), Sections: append(w.sections, inherited...),
+		Leaves: w.inheritLeaves(), Sections: w.sections,
 	}
 	slices.SortFunc(root.Sections, func(a, b manifest.SectionRef) int {
 		return cmp.Or(cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.Section, b.Section))
 	})
+	if err := root.Validate(); err != nil {
+		return nil, fmt.Errorf("index of %d leaves and %d sections: %w", len(root.Leaves), len(root.Sections), err)
+	}
 	w.result.root = root.Encode()
 	w.result.hash = manifest.Sum(w.result.root)
-	w.result.leavesLength = w.stream.length
-	w.result.storedBytes += w.stream.length + int64(len(w.result.root))
+	w.result.leavesLength = w.stream.sent
+	w.result.storedBytes += w.stream.sent + int64(len(w.result.root))
 	return &w.result, nil
 }
 
 // growLastLeaf rewrites the parent's last leaf when the device grew and the
 // leaf with it: a leaf has an entry for each of its blocks.
-func (w *indexWriter) growLastLeaf() error {
+func (w *indexWriter) growLastLeaf(ctx context.Context) error {
 	p := w.attempt.plan.Parent
 	if p == nil {
 		return nil
 	}
 	last := p.Geometry().Leaves() - 1
-	if last < 0 || w.rewrote[last] || p.Geometry().LeafLen(last) == w.attempt.plan.Geometry.LeafLen(last) {
+	if w.changed[last] || p.Geometry().LeafLen(last) == w.attempt.plan.Geometry.LeafLen(last) {
 		return nil
 	}
-	if _, ok := p.Root.Find(last); !ok {
+	ref, ok := p.Root.Find(last)
+	if !ok {
 		return nil
 	}
-	return w.writeLeaf(last, nil)
+	old, err := p.FetchLeaf(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if _, err := w.openLeaf(ctx, last, old); err != nil {
+		return err
+	}
+	return w.writeLeaves(ctx)
 }
 
 // inheritLeaves merges the leaves written with those of the parent that did
@@ -304,86 +275,11 @@ func (w *indexWriter) inheritLeaves() []manifest.LeafRef {
 	merged := slices.Clone(w.leaves)
 	if p := w.attempt.plan.Parent; p != nil {
 		for _, ref := range p.Root.Leaves {
-			if !w.rewrote[ref.Leaf] {
+			if !w.changed[ref.Leaf] {
 				merged = append(merged, ref)
 			}
 		}
 	}
 	slices.SortFunc(merged, func(a, b manifest.LeafRef) int { return cmp.Compare(a.Leaf, b.Leaf) })
 	return merged
-}
-
-// inheritSections returns the parent's sections, those in which slots died
-// rewritten without them.
-func (w *indexWriter) inheritSections(ctx context.Context) ([]manifest.SectionRef, error) {
-	p := w.attempt.plan.Parent
-	if p == nil {
-		return nil, nil
-	}
-	slices.SortFunc(w.died, func(a, b slotID) int {
-		return cmp.Or(cmp.Compare(a.owner, b.owner), cmp.Compare(a.pack, b.pack), cmp.Compare(a.slot, b.slot))
-	})
-	var kept []manifest.SectionRef
-	died := w.died
-	for _, ref := range p.Root.Sections {
-		n := 0
-		for n < len(died) && died[n].owner == ref.Owner && died[n].pack/manifest.SectionPacks == ref.Section {
-			n++
-		}
-		if n == 0 {
-			kept = append(kept, ref)
-			continue
-		}
-		section, err := p.fetchSection(ctx, ref)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range died[:n] {
-			if err := section.Remove(d.pack, d.slot); err != nil {
-				return nil, fmt.Errorf("the footer of %s does not list slot %d of pack %d, which its leaves refer to: %w", p.ID(), d.slot, d.pack, err)
-			}
-		}
-		died = died[n:]
-		if err := w.writeSection(section); err != nil {
-			return nil, err
-		}
-	}
-	if len(died) > 0 {
-		return nil, fmt.Errorf("the footer of %s has no section for pack %d of owner %x: %w", p.ID(), died[0].pack, died[0].owner, manifest.ErrCorrupt)
-	}
-	return kept, nil
-}
-
-// leavesStream is the logical stream of leaves and sections that a snapshot
-// writes, cut into parts.
-type leavesStream struct {
-	sender *sender
-	id     manifest.SnapshotID
-	part   []byte // being filled
-	parts  uint32 // sent
-	length int64  // bytes sent
-}
-
-// write appends a leaf or a section and returns its offset in the stream.
-func (s *leavesStream) write(data []byte) (int64, error) {
-	if len(s.part)+len(data) > manifest.LeavesPartSize {
-		if err := s.flush(); err != nil {
-			return 0, err
-		}
-	}
-	offset := int64(s.parts)*manifest.LeavesPartSize + int64(len(s.part))
-	s.part = append(s.part, data...)
-	return offset, nil
-}
-
-// flush sends the part being filled.
-func (s *leavesStream) flush() error {
-	if len(s.part) == 0 {
-		return nil
-	}
-	err := s.sender.send(manifest.LeavesKey(s.id, s.parts), s.part)
-	s.length += int64(len(s.part))
-	s.part = nil
-	s.parts++
-	return err
 }

@@ -9,12 +9,11 @@ import (
 
 // inOrder puts every item through work, by a number of workers at once, and
 // then through emit, one at a time and in the order of the items. At most ahead
-// items, and one, are begun and not emitted. Each worker calls newWork once for
-// a work function of its own. The first error ends it: the context given to
-// work and emit is cancelled, and inOrder returns that error when all have
-// returned.
+// items, and one, are begun and not emitted. The first error ends it: the
+// context given to work and emit is cancelled, and inOrder returns that error
+// when all have returned.
 func inOrder[T any](ctx context.Context, workers, ahead int, items iter.Seq2[T, error],
-	newWork func() func(context.Context, T) error, emit func(context.Context, T) error,
+	work, emit func(context.Context, T) error,
 ) error {
 	type ticket struct {
 		item T
@@ -51,7 +50,6 @@ func inOrder[T any](ctx context.Context, workers, ahead int, items iter.Seq2[T, 
 	})
 	for range workers {
 		g.Go(func() error {
-			work := newWork()
 			for t := range queue {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)

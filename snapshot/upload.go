@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -105,21 +104,17 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	index := newIndexWriter(a, &sender{a.store.objects, senders})
 	ahead := max(2, blocksBudget/a.plan.Geometry.BlockSize)
 	workers := min(ahead, max(readers, runtime.GOMAXPROCS(0)))
-	buffers := newBufferPool(ahead+2, a.plan.Geometry.BlockSize)
+	blocks := newPreparer(a.plan.Geometry.BlockSize, src.Read, workers, ahead)
 	err := senders.lead(func(ctx context.Context) (err error) {
-		newWork := func() func(context.Context, *job) error {
-			w := &blockWorker{attempt: a, read: src.Read, buffers: buffers, block: make([]byte, a.plan.Geometry.BlockSize)}
-			return w.do
-		}
 		emit := func(ctx context.Context, j *job) error {
 			if err := index.add(ctx, j); err != nil {
 				return err
 			}
-			buffers.put(j.stored)
+			blocks.release(j)
 			a.blocksDone.Store(j.first + j.count)
 			return nil
 		}
-		if err := inOrder(ctx, workers, ahead, a.jobs(ctx, src), newWork, emit); err != nil {
+		if err := inOrder(ctx, workers, ahead, a.jobs(src), blocks.prepare, emit); err != nil {
 			return err
 		}
 		if src.Check != nil {
@@ -146,7 +141,7 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 type job struct {
 	first, count int64
 	hole         bool
-	parent       parentLeaf // nil: all holes there
+	parent       *parentLeaf // nil: all holes there
 
 	// What its worker finds out.
 	old    *manifest.Leaf // the parent's leaf, nil: all holes
@@ -164,13 +159,24 @@ func (j *job) oldRef(i int64) manifest.Ref {
 	return refAt(j.old, int((j.first+i)%manifest.LeafBlocks))
 }
 
-// A parentLeaf fetches a leaf of the parent when it is first called.
-type parentLeaf func() (*manifest.Leaf, error)
+// A parentLeaf is a leaf of the parent, fetched when it is first asked for.
+type parentLeaf struct {
+	parent *Image
+	ref    manifest.LeafRef
+	once   sync.Once // sets the fields below
+	leaf   *manifest.Leaf
+	err    error
+}
+
+func (l *parentLeaf) get(ctx context.Context) (*manifest.Leaf, error) {
+	l.once.Do(func() { l.leaf, l.err = l.parent.FetchLeaf(ctx, l.ref) })
+	return l.leaf, l.err
+}
 
 // jobs cuts the extents of a source into jobs.
-func (a *Attempt) jobs(ctx context.Context, src Source) iter.Seq2[*job, error] {
+func (a *Attempt) jobs(src Source) iter.Seq2[*job, error] {
 	return func(yield func(*job, error) bool) {
-		leaves := parentLeaves{ctx: ctx, parent: a.plan.Parent}
+		leaves := parentLeaves{parent: a.plan.Parent}
 		next := int64(0)
 		for e, err := range src.Extents {
 			if err == nil {
@@ -198,11 +204,8 @@ func (a *Attempt) checkExtent(e Extent, next int64) error {
 
 // parentLeaves hands out the leaves of a parent in ascending order.
 type parentLeaves struct {
-	ctx    context.Context // of the fetches
-	parent *Image          // nil: holes
-
-	number int64 // of the last one handed out
-	last   parentLeaf
+	parent *Image      // nil: holes
+	last   *parentLeaf // the one handed out last
 }
 
 // cut cuts an extent into jobs: a block each, or in a hole a leaf each where
@@ -234,102 +237,19 @@ func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
 	return true
 }
 
-// get returns a leaf, which all jobs in it share and one of them fetches; nil
-// if it is all holes.
-func (l *parentLeaves) get(n int64) parentLeaf {
+// get returns a leaf, the same one to all jobs in it; nil if it is all holes.
+func (l *parentLeaves) get(n int64) *parentLeaf {
 	if l.parent == nil {
 		return nil
 	}
-	if l.last == nil || l.number != n {
+	if l.last == nil || l.last.ref.Leaf != n {
 		ref, ok := l.parent.Root.Find(n)
 		if !ok {
 			return nil
 		}
-		l.number, l.last = n, sync.OnceValues(func() (*manifest.Leaf, error) { return l.parent.FetchLeaf(l.ctx, ref) })
+		l.last = &parentLeaf{parent: l.parent, ref: ref}
 	}
 	return l.last
-}
-
-// A blockWorker reads, hashes and compresses blocks.
-type blockWorker struct {
-	attempt    *Attempt
-	read       func(ctx context.Context, block int64, p []byte) error
-	buffers    *bufferPool
-	compressor blockstore.Compressor
-	block      []byte
-}
-
-func (w *blockWorker) do(ctx context.Context, j *job) (err error) {
-	if j.parent != nil {
-		if j.old, err = j.parent(); err != nil {
-			return err
-		}
-	}
-	if j.hole {
-		return nil
-	}
-	if err := w.read(ctx, j.first, w.block); err != nil {
-		return fmt.Errorf("read block %d: %w", j.first, err)
-	}
-	if isZero(w.block) {
-		j.hole = true
-		return nil
-	}
-	j.hash = manifest.Sum(w.block)
-	if old := j.oldRef(0); !old.IsHole() && j.hash == old.Hash {
-		j.same = true
-		return nil
-	}
-	buffer, err := w.buffers.get(ctx)
-	if err != nil {
-		return err
-	}
-	if j.stored, j.raw = w.compressor.Compress(buffer, w.block); j.raw {
-		j.stored = append(buffer, w.block...)
-	}
-	return nil
-}
-
-// isZero reports whether a block is all zeros.
-func isZero(p []byte) bool {
-	// Comparing a slice with itself one byte on is a memequal, which is
-	// vectorised; the first byte anchors it.
-	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
-}
-
-// bufferPool is a bounded set of buffers for compressed blocks, made when they
-// are first needed.
-type bufferPool struct {
-	free chan []byte // nil: not made yet
-	size int
-}
-
-func newBufferPool(n, size int) *bufferPool {
-	p := &bufferPool{free: make(chan []byte, n), size: size}
-	for range n {
-		p.free <- nil
-	}
-	return p
-}
-
-// get returns an empty buffer with room for a block.
-func (p *bufferPool) get(ctx context.Context) ([]byte, error) {
-	select {
-	case b := <-p.free:
-		if b == nil {
-			b = make([]byte, 0, p.size)
-		}
-		return b, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-// put takes a buffer back; nil is none.
-func (p *bufferPool) put(b []byte) {
-	if b != nil {
-		p.free <- b[:0]
-	}
 }
 
 // A sender puts the objects of one snapshot in the background, a few at a time.

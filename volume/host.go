@@ -15,24 +15,26 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-// A Host is what the devices of one process share.
+// A Host is what the devices of one process share. Its fields are set before
+// its first use and not changed after.
 type Host struct {
 	FS    vfs.FS
-	State string // the state directory
+	State string // the state directory, which exists
 	Store *snapshot.Store
 	Name  string // of the host, for pins
-	Boot  string // id of the running boot: marks of another one are believed only as far as they were synced
+	Boot  string // id of the running boot: of what another one wrote only what was synced is believed
 
-	// Leaves caches decoded leaves for all devices.
+	// Leaves caches decoded leaves for all devices. It is closed after them.
 	Leaves *cache.Leaves
 
 	// Demand and Background are the store as reads and as the hydrator and
 	// snapshots use it: each with its own limit on requests at once, so that
-	// background work cannot take the slots of a read.
+	// background work cannot take the slots of a read. Both try again while
+	// the store is unavailable, Demand for as long as ReadDeadline at least.
 	Demand, Background blockstore.Store
 
 	// ReadDeadline is how long a read of a missing block waits for the store
-	// before it fails with EIO.
+	// before it fails with EIO; more than 0.
 	ReadDeadline time.Duration
 
 	// Room returns an error when no more clean bytes should be cached in the
@@ -65,3 +67,7 @@ func SessionsDir(state string) string { return filepath.Join(state, "mounts") }
 func (h *Host) baseDir(storeID string, id manifest.SnapshotID) string {
 	return filepath.Join(h.State, "bases", storeID, id.String())
 }
+
+// hasRoom reports whether the host may cache more clean bytes in the
+// background.
+func (h *Host) hasRoom() bool { return h.Room == nil || h.Room() == nil }

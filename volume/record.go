@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -25,6 +26,10 @@ const recordVersion = 1
 //     have been synced; it is merged back;
 //   - two layers and a pending attempt: the store's outcome decides whether the
 //     older layer is done with or merged back.
+//
+// Should replacing it fail, either version may be on the disk. So whatever
+// follows a failure must be right for both: no layer that either names is
+// removed, and none is written to that either lacks.
 type Record struct {
 	Version   int                `json:"version"`
 	ID        manifest.VolumeID  `json:"id"`
@@ -36,7 +41,9 @@ type Record struct {
 	Created   time.Time          `json:"created"`
 
 	// Creating says that Create has not finished: the pin may not stand.
+	// Deleting says that Delete has begun: the pin may be gone, and files too.
 	Creating bool `json:"creating,omitempty"`
+	Deleting bool `json:"deleting,omitempty"`
 
 	// Base is the snapshot the volume was created from, and BaseSize its size.
 	Base     *manifest.SnapshotID `json:"base,omitempty"`
@@ -61,7 +68,10 @@ type Pending struct {
 	Nonce    string              `json:"nonce"`
 }
 
-const maxRecordLength = 1 << 20
+const (
+	recordName      = "volume.json"
+	maxRecordLength = 1 << 20 // some 30,000 pins that could not be removed
+)
 
 // ErrNotFound: this state directory has no such volume.
 var ErrNotFound = errors.New("volume not found")
@@ -69,24 +79,47 @@ var ErrNotFound = errors.New("volume not found")
 // ReadRecord reads a volume's record. It may be called while another process
 // has the volume open.
 func ReadRecord(fsys vfs.FS, state string, id manifest.VolumeID) (Record, error) {
-	data, err := vfs.ReadFile(fsys, filepath.Join(Dir(state, id), "volume.json"), maxRecordLength)
+	data, err := vfs.ReadFile(fsys, filepath.Join(Dir(state, id), recordName), maxRecordLength)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, fmt.Errorf("%w: %s has no %s", ErrNotFound, state, id)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("read the record of %s: %w", id, err)
 	}
-	var r Record
-	if err := json.Unmarshal(data, &r); err != nil {
+	r, err := decodeRecord(data)
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("%w: it is that of %q", manifest.ErrCorrupt, r.ID)
+	}
+	if err != nil {
 		return r, fmt.Errorf("read the record of %s: %w", id, err)
 	}
-	switch {
-	case r.Version != recordVersion:
-		return r, fmt.Errorf("read the record of %s: %w: version %d", id, manifest.ErrVersion, r.Version)
-	case r.ID != id:
-		return r, fmt.Errorf("read the record of %s: it is that of %q", id, r.ID)
-	case !r.Creating && (len(r.Layers) < 1 || len(r.Layers) > 2):
-		return r, fmt.Errorf("read the record of %s: it names %d write layers", id, len(r.Layers))
+	return r, nil
+}
+
+func decodeRecord(data []byte) (Record, error) {
+	// The version first, and alone: another version's fields may be of other
+	// types.
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
+	}
+	if head.Version != recordVersion {
+		return Record{}, fmt.Errorf("%w: version %d, and this build reads %d", manifest.ErrVersion, head.Version, recordVersion)
+	}
+	var r Record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
+	}
+	if r.Creating {
+		return r, nil
+	}
+	if err := r.geometry().Validate(); err != nil {
+		return r, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
+	}
+	if n := len(r.Layers); n < 1 || n > 2 || n == 1 && r.Pending != nil {
+		return r, fmt.Errorf("%w: %d write layers, a snapshot pending: %t", manifest.ErrCorrupt, n, r.Pending != nil)
 	}
 	return r, nil
 }
@@ -97,10 +130,17 @@ func (r *Record) save(fsys vfs.FS, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, "volume.json"), append(data, '\n')); err != nil {
+	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, recordName), append(data, '\n')); err != nil {
 		return fmt.Errorf("write the record of %s: %w", r.ID, err)
 	}
 	return nil
+}
+
+// clone returns a copy that shares nothing which may change.
+func (r *Record) clone() Record {
+	c := *r
+	c.Layers, c.Unpin = slices.Clone(r.Layers), slices.Clone(r.Unpin)
+	return c
 }
 
 func (r *Record) geometry() manifest.Geometry {
@@ -127,12 +167,40 @@ func loadRoot(fsys vfs.FS, dir string, id manifest.SnapshotID, hash manifest.Has
 	return manifest.DecodeRoot(data)
 }
 
+const rootPrefix = "root-" // and the snapshot's id
+
 func rootPath(dir string, id manifest.SnapshotID) string {
-	return filepath.Join(dir, "root-"+id.String())
+	return filepath.Join(dir, rootPrefix+id.String())
 }
 
 func layersDir(dir string) string { return filepath.Join(dir, "layers") }
 
 func layerDir(dir string, n int64) string {
 	return filepath.Join(layersDir(dir), strconv.FormatInt(n, 10))
+}
+
+// List returns the records of the volumes of a state directory, oldest first;
+// one that cannot be read is in failed.
+func List(fsys vfs.FS, state string) (records []Record, failed []error, err error) {
+	names, err := fsys.ReadDir(VolumesDir(state))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("list volumes: %w", err)
+	}
+	for _, name := range names {
+		id, err := manifest.ParseVolumeID(name)
+		if err != nil {
+			continue
+		}
+		r, err := ReadRecord(fsys, state, id)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		records = append(records, r)
+	}
+	slices.SortFunc(records, func(a, b Record) int { return a.Created.Compare(b.Created) })
+	return records, failed, nil
 }

@@ -36,7 +36,7 @@ type daemon struct {
 
 	mountpoint string
 	paused     atomic.Bool
-	making     atomic.Pointer[snapshot.Attempt] // the snapshot being made
+	resumed    chan struct{} // holds a token after a resume
 }
 
 // serve runs the daemon until the mount is gone or ctx ends; ready is called
@@ -150,6 +150,7 @@ func (d *daemon) hydrate(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-d.resumed:
 		case <-time.After(pause):
 			d.device.Recount()
 		}
@@ -199,8 +200,12 @@ func (d *daemon) pause(paused bool) {
 	d.paused.Store(paused)
 	if paused {
 		d.hydrator.Pause()
-	} else {
-		d.hydrator.Resume()
+		return
+	}
+	d.hydrator.Resume()
+	select {
+	case d.resumed <- struct{}{}:
+	default:
 	}
 }
 

@@ -59,7 +59,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case isAny(err, snapshot.ErrPending, volume.ErrInUse, volume.ErrBusy, fs.ErrBusy, loopdev.ErrBusy, errRefused, snapshot.ErrUnrelated):
 		return exitRefused
-	case isAny(err, snapshot.ErrNotFound, volume.ErrNotFound, snapshot.ErrAborted, snapshot.ErrNotStore, blockstore.ErrNoStore):
+	case isAny(err, snapshot.ErrNotFound, volume.ErrNotFound, snapshot.ErrAborted, snapshot.ErrParentGone, snapshot.ErrNotStore, blockstore.ErrNoStore):
 		return exitNotFound
 	}
 	return exitFailed

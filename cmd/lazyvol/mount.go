@@ -200,7 +200,7 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 	if err != nil {
 		return err
 	}
-	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir}
+	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, device.Close())
 }
@@ -210,7 +210,7 @@ func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags
 	if err != nil {
 		return err
 	}
-	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir}
+	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, v.Close())
 }
@@ -237,7 +237,7 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 		return nil, err
 	}
 	host.Room = a.room(int64(f.cacheSize))
-	v, err := host.OpenVolume(id)
+	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +257,26 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
+}
+
+// openFree opens a volume. One that a short command, such as status, is looking
+// into becomes free in a moment; one that a daemon serves does not.
+func (a *app) openFree(ctx context.Context, host *volume.Host, id manifest.VolumeID) (*volume.Volume, error) {
+	const patience = 3 * time.Second
+	for end := time.Now().Add(patience); ; {
+		v, err := host.OpenVolume(id)
+		if !errors.Is(err, volume.ErrInUse) || time.Now().After(end) {
+			return v, err
+		}
+		if s, statusErr := askStatus(ctx, volume.Dir(a.state, id)); statusErr == nil {
+			return nil, fmt.Errorf("%w: %s is mounted on %s", volume.ErrInUse, id, s.Mountpoint)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // checkStore refuses a store that is not the volume's.

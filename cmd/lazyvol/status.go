@@ -195,18 +195,18 @@ func (a *app) statusOf(ctx context.Context, target string) (statusJSON, error) {
 	}
 	s, err := askStatus(ctx, volume.Dir(a.state, id))
 	if errors.Is(err, errNoDaemon) {
-		return a.statusUnmounted(id)
+		return a.statusUnmounted(ctx, id)
 	}
 	return s, err
 }
 
 // statusUnmounted looks into a volume that is not mounted.
-func (a *app) statusUnmounted(id manifest.VolumeID) (statusJSON, error) {
+func (a *app) statusUnmounted(ctx context.Context, id manifest.VolumeID) (statusJSON, error) {
 	record, err := volume.ReadRecord(vfs.OS(), a.state, id)
 	if err != nil {
 		return statusJSON{}, err
 	}
-	store, err := a.openStore(context.Background(), record.StoreURL, commandPatience)
+	store, err := a.openStore(ctx, record.StoreURL, commandPatience)
 	if err != nil {
 		return statusJSON{}, err
 	}
@@ -214,7 +214,7 @@ func (a *app) statusUnmounted(id manifest.VolumeID) (statusJSON, error) {
 	if err != nil {
 		return statusJSON{}, err
 	}
-	v, err := host.OpenVolume(id)
+	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return statusJSON{}, err
 	}

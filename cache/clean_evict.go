@@ -1,0 +1,66 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// EvictRange removes count blocks from first on and frees their space, as far as the
+// filesystem can. Unlike [Clean.Evict] it writes nothing where no page is marked: so
+// it needs no space for blocks the layer does not have, and passes over parts of the
+// map that were never written, however large. After an error any of the blocks may
+// still be there.
+func (c *Clean) EvictRange(first, count int64) error {
+	if first < 0 || count < 0 || count > c.g.Blocks()-first {
+		return fmt.Errorf("clean layer: evict %d blocks from %d of %d", count, first, c.g.Blocks())
+	}
+	perBlock := int64(c.g.BlockSize / manifest.PageSize)
+	end := first + count
+	for block := first; block < end; {
+		from, to, err := c.marked(block, perBlock)
+		if err != nil {
+			return fmt.Errorf("clean layer: find marks: %w", err)
+		}
+		for block = from; block < min(to, end); block++ {
+			any, err := c.anyMark(block)
+			if err != nil {
+				return err
+			}
+			if !any {
+				continue
+			}
+			if err := c.Evict(block); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// anyMark reports whether a page of a block is marked, or may be: its mark cannot be
+// read.
+func (c *Clean) anyMark(block int64) (bool, error) {
+	s := c.scratch.Get().(*cleanScratch)
+	defer c.scratch.Put(s)
+	first := block * int64(c.g.BlockSize) / manifest.PageSize
+	for n := pagesOf(int64(c.g.BlockLen(block))); n > 0; {
+		k := min(n, batchPages)
+		marks := s.marks[:k*markLen]
+		if _, err := c.marks.ReadAt(marks, markOffset(first)); errors.Is(err, fs.ErrClosed) {
+			return false, fmt.Errorf("clean layer: %w", err)
+		} else if err != nil {
+			return true, nil
+		}
+		for _, b := range marks {
+			if b != 0 {
+				return true, nil
+			}
+		}
+		first += k
+		n -= k
+	}
+	return false, nil
+}

@@ -122,23 +122,23 @@ func (f *tempFile) replace(key string, c Condition) error {
 	return f.publish(key, func() error { return f.root.Rename(f.name, key) })
 }
 
-// publish calls place, which gives the file its key, with the key's directory
-// there.
+// publish calls place, which gives the file its key, and makes the key's
+// directory first if that is what was missing.
 func (f *tempFile) publish(key string, place func() error) error {
-	var err error
 	for range dirTries {
-		if err = place(); !errors.Is(err, fs.ErrNotExist) {
-			break
+		err := place()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = f.root.MkdirAll(path.Dir(key), f.perm)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				continue // a Delete may remove it again, before it has an object
+			}
 		}
-		err = f.root.MkdirAll(path.Dir(key), f.perm)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			break
+		if errors.Is(err, syscall.ENOTDIR) {
+			return errKeyNests(key)
 		}
+		return err
 	}
-	if errors.Is(err, syscall.ENOTDIR) {
-		return errKeyNests(key)
-	}
-	return err
+	return fmt.Errorf("%q cannot get its key: the file or the directory vanished %d times", f.name, dirTries)
 }
 
 // errKeyNests says that two keys exclude each other.

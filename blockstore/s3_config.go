@@ -14,6 +14,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 )
 
 const (
@@ -52,6 +53,9 @@ type S3Config struct {
 // credentials, but does not ask whether the bucket exists. Servers other than
 // AWS are addressed in path style.
 func NewS3(ctx context.Context, c S3Config) (Store, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("store in bucket %q: %w", c.Bucket, err)
+	}
 	s, err := newS3(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", c.url(), err)
@@ -59,20 +63,22 @@ func NewS3(ctx context.Context, c S3Config) (Store, error) {
 	return s, nil
 }
 
-func newS3(ctx context.Context, c S3Config) (*s3Store, error) {
-	switch {
-	case c.Bucket == "":
-		return nil, errors.New("no bucket is named")
-	case c.Prefix != "":
+func (c S3Config) check() error {
+	if c.Bucket == "" {
+		return errors.New("no bucket is named")
+	}
+	if c.Prefix != "" {
 		if err := CheckKey(c.Prefix); err != nil {
-			return nil, fmt.Errorf("prefix: %w", err)
+			return fmt.Errorf("prefix: %w", err)
 		}
 	}
 	if c.Endpoint != "" {
-		if err := checkEndpoint(c.Endpoint); err != nil {
-			return nil, err
-		}
+		return checkEndpoint(c.Endpoint)
 	}
+	return nil
+}
+
+func newS3(ctx context.Context, c S3Config) (*s3Store, error) {
 	timeout := cmp.Or(c.Timeout, s3Timeout)
 	cfg, err := config.LoadDefaultConfig(ctx, c.loadOptions(timeout)...)
 	if err != nil {
@@ -129,6 +135,7 @@ func (c S3Config) loadOptions(timeout time.Duration) []func(*config.LoadOptions)
 	})
 	options := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
+		config.WithLogger(logging.Nop{}), // what matters comes back as an error
 		// The SDK would add CRC32 trailers to every Put, and ask for checksums
 		// with every Get; a number of stores refuse the one or get the other
 		// wrong for ranges (aws/aws-sdk-go-v2 issue 3007). Signed payloads

@@ -44,7 +44,7 @@ func s3Error(ctx context.Context, err error, c Condition) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		// The limit on one request. %v, as it is not the caller's context that ended.
 		return fmt.Errorf("%w: no answer in time: %v", ErrUnavailable, err)
-	case brokeOff(err, status):
+	case brokeOff(err), status/100 == 2 && code == "": // the latter: a response that turned to garbage
 		return withSentinel(ErrUnavailable, err)
 	}
 	return err
@@ -101,20 +101,16 @@ func sentinel(status int, code string, c Condition) error {
 	return nil
 }
 
-// brokeOff reports whether a request failed on the way: no connection, no
-// response, or one that ended or turned to garbage in the middle.
-func brokeOff(err error, status int) bool {
+// brokeOff reports whether a request failed on the way: it got no connection, no
+// response, or half of one.
+func brokeOff(err error) bool {
 	var (
 		certificate *tls.CertificateVerificationError
 		send        *smithyhttp.RequestSendError
 		body        *bodyError
-		garbled     *smithy.DeserializationError
 	)
-	switch {
-	case errors.As(err, &certificate):
+	if errors.As(err, &certificate) {
 		return false // asking again will not change it
-	case errors.As(err, &send), errors.As(err, &body):
-		return true
 	}
-	return errors.As(err, &garbled) && status/100 == 2
+	return errors.As(err, &send) || errors.As(err, &body)
 }

@@ -135,6 +135,9 @@ func (m *layerModel) update(first int64, content []stamp, ok bool) {
 		if got != s && (ok || got != sector.now) {
 			m.Fatalf("sector %d shows %d; was %d, set to %d, success %v", first+int64(i), got, sector.now, s, ok)
 		}
+		if page := (m.from + first + int64(i)) / sectorsPerPage; !ok && s == zeros && m.w.State(page) != Zero && got != sector.now {
+			m.Fatalf("sector %d was %d and lost it to a discard that failed", first+int64(i), sector.now)
+		}
 		sector.now = got
 		sector.tainted = sector.tainted && !ok
 	}
@@ -296,9 +299,9 @@ func (m *layerModel) step() {
 	switch rapid.IntRange(0, 9).Draw(m.T, "fault") {
 	case 0:
 		fault := rapid.SampledFrom([]error{syscall.EIO, syscall.ENOSPC}).Draw(m.T, "error")
-		m.fs.FailCall(rapid.IntRange(0, 6).Draw(m.T, "call"), fault)
+		m.fs.FailCall(rapid.IntRange(0, 14).Draw(m.T, "call"), fault)
 	case 1:
-		m.fs.StopCall(rapid.IntRange(0, 6).Draw(m.T, "call"))
+		m.fs.StopCall(rapid.IntRange(0, 14).Draw(m.T, "call"))
 	}
 	first, n := m.drawPages()
 	sector := first * sectorsPerPage

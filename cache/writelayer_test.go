@@ -390,6 +390,140 @@ func TestSyncNeedsNoSpace(t *testing.T) {
 	must(t, w.Close())
 }
 
+// Marks fill the log to the last slot they may take; then the sync still fits.
+func TestSyncNeedsNoSpaceInAFullLog(t *testing.T) {
+	for extra := range 2 { // marks between a sync's start and its barrier
+		full := &fullFS{FS: vfs.OS()}
+		full.left.Store(100 << 10)
+		hook := &hookFS{FS: full}
+		w, err := CreateWriteLayer(hook, filepath.Join(t.TempDir(), "w"), 256*mib, boot)
+		must(t, err)
+		at := int64(0)
+		for ; err == nil; at++ {
+			if at == 10_000 {
+				t.Fatal("the log is never full")
+			}
+			// The last mark that fits is made while the sync runs.
+			if extra == 1 && w.log.offset(w.log.end+reserveSlots) == w.log.reserved {
+				break
+			}
+			err = w.Zero(2*at*page, page)
+		}
+		hook.afterSync = func() {
+			if extra == 1 {
+				must(t, w.Zero(2*at*page, page))
+			}
+			hook.afterSync = nil
+		}
+		must(t, w.Sync())
+		must(t, w.Sync())
+		must(t, w.Close())
+	}
+}
+
+// hookFS calls afterSync, if it is set, when the data of a layer has been synced.
+type hookFS struct {
+	vfs.FS
+	afterSync func()
+}
+
+type hookFile struct {
+	vfs.File
+	fs *hookFS
+}
+
+func (h *hookFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	f, err := h.FS.OpenFile(name, flag, perm)
+	if filepath.Base(name) != dataName {
+		return f, err
+	}
+	return hookFile{f, h}, err
+}
+
+func (f hookFile) Sync() error {
+	err := f.File.Sync()
+	if f.fs.afterSync != nil {
+		f.fs.afterSync()
+	}
+	return err
+}
+
+// A page written after a sync or rotation made data durable, and before it appends its
+// barrier or replaces the map, is not covered by it. But the next sync covers it.
+func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
+	for seed := range uint64(40) {
+		for _, rotation := range []bool{false, true} {
+			for _, next := range []bool{false, true} {
+				c := vfs.NewCrash(seed)
+				hook := &hookFS{FS: c}
+				w, err := CreateWriteLayer(hook, "w", 4*page, boot)
+				must(t, err)
+				hook.afterSync = func() {
+					hook.afterSync = nil
+					must(t, w.WriteAt(fill('b', page), page))
+				}
+				if rotation {
+					w.rotateAt = 0
+				}
+				must(t, w.WriteAt(fill('a', page), 0))
+				if !rotation || next {
+					must(t, w.Sync())
+				}
+				if next && !rotation {
+					must(t, w.Sync())
+				}
+				if rotation && w.log.header.generation == 1 {
+					t.Fatal("no rotation")
+				}
+				c.PowerCut()
+				w, err = OpenWriteLayer(c, "w", 4*page, otherBoot)
+				must(t, err)
+				for at, b := range []byte{'a', 'b'} {
+					if w.State(int64(at)) == Absent && (at == 1 || rotation) && !next {
+						continue
+					}
+					p := make([]byte, page)
+					must(t, w.ReadAt(p, int64(at)*page))
+					if w.State(int64(at)) != Data || !bytes.Equal(p, fill(b, page)) {
+						t.Errorf("seed %d, rotation %v, next %v: page %d is %v, with %d", seed, rotation, next, at, w.State(int64(at)), p[0])
+					}
+				}
+			}
+		}
+	}
+}
+
+// The nth call of a rotation fails, for every n. The writes go on, and a sync that
+// succeeds afterwards has told the truth.
+func TestRotationMayFailAnywhere(t *testing.T) {
+	for seed := range uint64(30) {
+		for n := 0; ; n++ {
+			c := vfs.NewCrash(seed)
+			w, err := CreateWriteLayer(c, "w", 4*page, boot)
+			must(t, err)
+			must(t, w.WriteAt(fill('a', page), 0))
+			w.rotateAt = 0
+			c.FailCall(n, syscall.EIO)
+			wrote := w.WriteAt(fill('b', page), page)
+			c.ClearFault()
+			synced := w.Sync()
+			if wrote != nil && n > 2 {
+				t.Errorf("call %d: a write failed with its rotation: %v", n, wrote)
+			}
+			c.PowerCut()
+			w, err = OpenWriteLayer(c, "w", 4*page, otherBoot)
+			must(t, err)
+			if synced == nil && (w.State(0) != Data || wrote == nil && w.State(1) != Data) {
+				t.Fatalf("seed %d, call %d: a synced page was lost", seed, n)
+			}
+			if !c.Faulted() {
+				must(t, synced)
+				break
+			}
+		}
+	}
+}
+
 // fullFS has room for so many bytes more, counted where files grow into holes.
 type fullFS struct {
 	vfs.FS

@@ -33,19 +33,32 @@ func TestMain(m *testing.M) {
 	case "reader":
 		runReader()
 	case "recover":
-		if err := fs.Recover(os.Args[1]); err != nil {
-			fatal(err)
-		}
+		end(fs.Recover(os.Args[1]))
+	case "unmount":
+		end(fs.Unmount(os.Args[1]))
 	default:
 		goleak.VerifyTestMain(m)
 	}
+}
+
+// inRole runs this binary in a role that does one thing to a directory, as a
+// user. The error is what it says.
+func inRole(role string, uid int, dir string) error {
+	cmd := reexec(role)
+	cmd.Args = []string{"fs.test", dir}
+	cmd.SysProcAttr = credential(uid)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // reexec returns the command that runs this binary in a role. It works for any
 // uid, whoever may search the directory the binary is in.
 func reexec(role string, env ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role,
+		"GORACE=atexit_sleep_ms=0") // else each process ends a second later with -race
 	cmd.Env = append(cmd.Env, env...)
 	return cmd
 }
@@ -116,6 +129,14 @@ func runDaemon() {
 	}{os.Stdin, os.Stdout})
 	// The test is over, or dead.
 	if err := server.UnmountLazy(); err != nil {
+		fatal(err)
+	}
+	os.Exit(0)
+}
+
+// end ends a role that does one thing.
+func end(err error) {
+	if err != nil {
 		fatal(err)
 	}
 	os.Exit(0)

@@ -17,9 +17,8 @@
 // get ENOSPC. fsync reaches Device.Sync every time and reports its error.
 // fallocate punches holes and zeroes ranges, SEEK_DATA and SEEK_HOLE find them,
 // and BLKGETSIZE64 answers. What a disk cannot do is refused with EPERM: the
-// size cannot be changed (so open with O_TRUNC fails; dd needs conv=notrunc, as
-// cp needs none of it for a block device), nor mode and owner, and neither file
-// can be removed.
+// size cannot be changed, nor mode and owner, and neither file can be removed.
+// So opening with O_TRUNC fails as well: dd needs conv=notrunc, qemu-img -n.
 //
 // A reader never gets bytes the Device did not deliver: a Device that fails, or
 // returns fewer bytes than asked, is EIO, never zeros. Signals that do not kill

@@ -99,7 +99,7 @@ func connectByHelper(dir string, o mountOptions) (*os.File, error) {
 // receiveFile takes a file descriptor out of a socket whose other end is closed.
 func receiveFile(socket *os.File) (*os.File, error) {
 	data, control := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), data, control, unix.MSG_CMSG_CLOEXEC)
+	_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), data, control, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("recvmsg", err)
 	}
@@ -115,39 +115,6 @@ func receiveFile(socket *os.File) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fds[0]), "/dev/fuse"), nil
-}
-
-// unmount removes the topmost mount on path, a path without symbolic links. A
-// lazy one goes out of sight at once, and away when nobody uses it any more.
-func unmount(path string, lazy bool) error {
-	if os.Geteuid() == 0 {
-		flags := unix.UMOUNT_NOFOLLOW
-		if lazy {
-			flags |= unix.MNT_DETACH
-		}
-		err := unix.Unmount(path, flags)
-		if err == unix.EBUSY {
-			return fmt.Errorf("unmount %s: %w", path, ErrBusy)
-		}
-		if err != nil {
-			return &os.PathError{Op: "unmount", Path: path, Err: err}
-		}
-		return nil
-	}
-	how := "-u"
-	if lazy {
-		how = "-uz"
-	}
-	err := runHelper(nil, how, "--", path)
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && !lazy {
-		// The helper knows one exit code only. The mount is there and is
-		// ours, so what remains is that somebody uses it.
-		return fmt.Errorf("unmount %s: %w: %w", path, ErrBusy, err)
-	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	return nil
 }
 
 // runHelper runs fusermount3 with extra, if not nil, as its file descriptor 3.

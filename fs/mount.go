@@ -19,10 +19,6 @@ const (
 	StatusName = "status.json"
 )
 
-// ErrBusy is returned for a mount that somebody uses: a file in it is open,
-// mapped, the backing of a loop device, or somebody's working directory.
-var ErrBusy = errors.New("the mount is in use")
-
 // Defaults and limits of Options.
 const (
 	// DefaultMaxWrite is the largest request a kernel sends unless

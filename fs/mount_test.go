@@ -2,6 +2,7 @@ package fs_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -225,6 +226,45 @@ func TestUnmount(t *testing.T) {
 	}
 }
 
+func TestUnmountByAnotherProcess(t *testing.T) {
+	for _, uid := range []int{0, nobody} {
+		d := start(t, daemonConfig{Size: 1 << 20, Options: mountOptions{AllowOther: uid == 0}, uid: uid, dir: mountDir(t, nobody)})
+		if uid == 0 {
+			f := d.open(unix.O_RDONLY)
+			if err := fs.Unmount(d.dir); !errors.Is(err, fs.ErrBusy) {
+				t.Errorf("in use: %v", err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stranger := nobody - 1
+		if err := inRole("unmount", stranger, d.dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("user %d mounted it", uid)) {
+			t.Errorf("unmounted by a stranger: %v", err)
+		}
+		if err := inRole("unmount", uid, d.dir); err != nil {
+			t.Errorf("by user %d: %v", uid, err)
+		}
+		d.call("Wait", struct{}{}, new(struct{}))
+		if err := fs.Unmount(d.dir); !errors.Is(err, fs.ErrNotMount) {
+			t.Errorf("twice: %v", err)
+		}
+	}
+}
+
+func TestUnmountRemovesADeadMountThatNobodyUses(t *testing.T) {
+	d := start(t, daemonConfig{Size: 1 << 20})
+	f := d.open(unix.O_RDONLY)
+	d.kill()
+	if err := fs.Unmount(d.dir); !errors.Is(err, fs.ErrBusy) {
+		t.Errorf("in use: %v", err)
+	}
+	f.Close() // on a dead mount
+	if err := fs.Unmount(d.dir); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUnmountLeavesWhatIsMountedOverItAlone(t *testing.T) {
 	d := start(t, daemonConfig{Size: 1 << 20})
 	if err := unix.Mount("over", d.dir, "tmpfs", 0, ""); err != nil {
@@ -327,11 +367,8 @@ func TestRecoverMendsADeadMountpoint(t *testing.T) {
 func TestRecoverAsTheMountingUser(t *testing.T) {
 	d := start(t, daemonConfig{Size: 1 << 20, uid: nobody})
 	d.kill()
-	recover := reexec("recover")
-	recover.Args = []string{"fs.test", d.dir}
-	recover.SysProcAttr = credential(nobody)
-	if out, err := recover.CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+	if err := inRole("recover", nobody, d.dir); err != nil {
+		t.Error(err)
 	}
 	if line := mounted(t, d.dir); line != "" {
 		t.Errorf("still mounted: %s", line)

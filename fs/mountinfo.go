@@ -22,6 +22,7 @@ type mountPoint struct {
 	path   string // where it is mounted
 	fsType string
 	source string
+	uid    int // of the user who mounted it, if it is a FUSE mount; else -1
 }
 
 // mountAt returns the mount that dir lies on and the path of dir free of
@@ -73,12 +74,9 @@ func mountByID(id int) (m mountPoint, ok bool, err error) {
 		return mountPoint{}, false, err
 	}
 	for line := range bytes.Lines(info) {
-		m, err := parseMountinfo(string(line))
-		if err != nil {
-			return mountPoint{}, false, err
-		}
-		if m.id == id {
-			return m, true, nil
+		if bytes.HasPrefix(line, fmt.Appendf(nil, "%d ", id)) {
+			m, err := parseMountinfo(string(line))
+			return m, err == nil, err
 		}
 	}
 	return mountPoint{}, false, nil
@@ -91,7 +89,7 @@ func mountByID(id int) (m mountPoint, ok bool, err error) {
 // whose optional fields before the dash vary in number.
 func parseMountinfo(line string) (mountPoint, error) {
 	bad := fmt.Errorf("malformed line in mountinfo: %q", line)
-	fields := bytes.Fields([]byte(line))
+	fields := bytes.Split(bytes.TrimSuffix([]byte(line), []byte("\n")), []byte(" ")) // a source may be empty
 	dash := -1
 	for i, f := range fields {
 		if i >= 6 && string(f) == "-" {
@@ -99,20 +97,29 @@ func parseMountinfo(line string) (mountPoint, error) {
 			break
 		}
 	}
-	if dash < 0 || len(fields) < dash+3 {
+	if dash < 0 || len(fields) != dash+4 {
 		return mountPoint{}, bad
 	}
 	id, err := strconv.Atoi(string(fields[0]))
 	if err != nil {
 		return mountPoint{}, bad
 	}
-	return mountPoint{
+	m := mountPoint{
 		id:     id,
 		dev:    string(fields[2]),
 		path:   unescape(fields[4]),
 		fsType: string(fields[dash+1]),
 		source: unescape(fields[dash+2]),
-	}, nil
+		uid:    -1,
+	}
+	for option := range bytes.SplitSeq(fields[dash+3], []byte(",")) {
+		if value, ok := bytes.CutPrefix(option, []byte("user_id=")); ok {
+			if m.uid, err = strconv.Atoi(string(value)); err != nil {
+				return mountPoint{}, bad
+			}
+		}
+	}
+	return m, nil
 }
 
 // unescape undoes the kernel's octal escapes: \040 for a space, and likewise

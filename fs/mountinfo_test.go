@@ -1,7 +1,9 @@
 package fs
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -11,15 +13,17 @@ func TestParseMountinfo(t *testing.T) {
 		want mountPoint
 		ok   bool
 	}{
-		{"36 35 0:52 / /mnt rw,nosuid - fuse.lazyvol lazyvol:vol-1 rw,user_id=0\n",
-			mountPoint{36, "0:52", "/mnt", "fuse.lazyvol", "lazyvol:vol-1"}, true},
+		{"36 35 0:52 / /mnt rw,nosuid - fuse.lazyvol lazyvol:vol-1 rw,user_id=7,group_id=0\n",
+			mountPoint{36, "0:52", "/mnt", "fuse.lazyvol", "lazyvol:vol-1", 7}, true},
 		{`36 35 0:52 / /a\040b\134c\011 rw shared:1 master:7 - fuse.x with\040space rw`,
-			mountPoint{36, "0:52", "/a b\\c\t", "fuse.x", "with space"}, true},
-		{"36 35 0:52 / /- rw - - - -", mountPoint{36, "0:52", "/-", "-", "-"}, true},
-		{`36 35 0:52 / /a\04 rw - x y z`, mountPoint{36, "0:52", `/a\04`, "x", "y"}, true},
+			mountPoint{36, "0:52", "/a b\\c\t", "fuse.x", "with space", -1}, true},
+		{"36 35 0:52 / /- rw - - - -", mountPoint{36, "0:52", "/-", "-", "-", -1}, true},
+		{`36 35 0:52 / /a\04 rw - x y z`, mountPoint{36, "0:52", `/a\04`, "x", "y", -1}, true},
+		{"36 35 0:52 / /empty rw - tmpfs  rw", mountPoint{36, "0:52", "/empty", "tmpfs", "", -1}, true},
 		{"", mountPoint{}, false},
 		{"36 35 0:52 / /mnt rw fuse.lazyvol lazyvol rw", mountPoint{}, false},
-		{"36 35 0:52 / /mnt rw -", mountPoint{}, false},
+		{"36 35 0:52 / /mnt rw - a b", mountPoint{}, false},
+		{"36 35 0:52 / /mnt rw - a b user_id=x", mountPoint{}, false},
 		{"x 35 0:52 / /mnt rw - a b c", mountPoint{}, false},
 	} {
 		got, err := parseMountinfo(c.line)
@@ -29,16 +33,26 @@ func TestParseMountinfo(t *testing.T) {
 	}
 }
 
+// Whatever a path is called, it is found again as the kernel writes it
+// (mangle_path in fs/seq_file.c); whatever else a line holds, it does no harm.
 func FuzzParseMountinfo(f *testing.F) {
 	lines, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(string(lines))
-	f.Add(`36 35 0:52 / /a\040b rw shared:1 - fuse.lazyvol lazyvol:vol-1 rw`)
-	f.Fuzz(func(t *testing.T, line string) {
-		if m, err := parseMountinfo(line); err == nil && (m.dev == "" || m.fsType == "") {
-			t.Errorf("%q gives %+v", line, m)
+	for line := range strings.Lines(string(lines)) {
+		f.Add(line)
+	}
+	f.Add("/a b\\c\t\n040")
+	mangle := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
+	f.Fuzz(func(t *testing.T, s string) {
+		if _, err := parseMountinfo(s); err != nil && !strings.Contains(err.Error(), "mountinfo") {
+			t.Errorf("%q gives %v", s, err)
+		}
+		want := mountPoint{id: 36, dev: "0:52", path: s, fsType: fsType, source: s, uid: 1}
+		line := fmt.Sprintf("36 35 0:52 / %s rw - fuse.lazyvol %[1]s rw,user_id=1\n", mangle.Replace(s))
+		if got, err := parseMountinfo(line); err != nil || got != want {
+			t.Errorf("%q gives %+v, %v", line, got, err)
 		}
 	})
 }

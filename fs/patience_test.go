@@ -45,7 +45,7 @@ func TestPatienceEnds(t *testing.T) {
 		want  error
 	}{
 		{"when the time is up", func(p *patience) { <-p.Done() }, context.DeadlineExceeded},
-		{"when the time is up and nobody waits", func(*patience) { time.Sleep(2 * time.Hour) }, context.DeadlineExceeded},
+		{"when the time is up and nobody waits", func(*patience) { time.Sleep(2 * time.Minute) }, context.DeadlineExceeded},
 		{"when the request is answered", func(p *patience) { done := p.Done(); p.end(); <-done }, context.Canceled},
 		{"when the request is answered, for those who ask then", func(p *patience) { p.end(); <-p.Done() }, context.Canceled},
 		{"when the connection is gone", func(p *patience) {
@@ -70,7 +70,7 @@ func TestPatienceEnds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPatience(time.Hour)
+				p := newPatience(time.Minute)
 				if c.until(p); !errors.Is(p.Err(), c.want) {
 					t.Errorf("%v, want %v", p.Err(), c.want)
 				}

@@ -1,10 +1,8 @@
 package fs
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"time"
 )
 
 // Server answers the kernel for one mount. Its methods may be called at any
@@ -25,18 +23,7 @@ func (s *Server) Wait() { <-s.done }
 // Unmount unmounts, unless somebody uses the mount: then everything stays as it
 // is and the error is ErrBusy. It is no error if the mount is gone already. The
 // last requests may still be running when it returns; Wait waits for them.
-func (s *Server) Unmount() error {
-	// A file closed a moment ago may still count as open, and things such as
-	// udev look into whatever appears.
-	var err error
-	for pause := 10 * time.Millisecond; pause <= 160*time.Millisecond; pause *= 2 {
-		if err = s.unmount(false); !errors.Is(err, ErrBusy) {
-			return err
-		}
-		time.Sleep(pause)
-	}
-	return err
-}
+func (s *Server) Unmount() error { return s.unmount(false) }
 
 // UnmountLazy takes the mount out of sight, in use or not. Who has its files
 // open can go on using them, and the Server goes on serving until the last of

@@ -70,7 +70,7 @@ func outsideMain() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(root) // init emptied it
+	defer os.RemoveAll(root)                      // init emptied it
 	if err := os.Chmod(root, 0o755); err != nil { // one of the hosts is an ordinary user
 		return 0, err
 	}

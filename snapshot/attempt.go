@@ -48,7 +48,7 @@ type Attempt struct {
 	log    *slog.Logger
 
 	began    atomic.Bool // by Upload
-	uploaded *uploaded   // set by Upload
+	uploaded *uploaded   // set by Upload, when all is in the store
 
 	blocksDone atomic.Int64 // number of the block up to which all are packed; for Percent
 	storedSum  atomic.Int64
@@ -63,17 +63,9 @@ func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
-	a := &Attempt{store: s, plan: p, log: p.Log}
+	a := &Attempt{store: s, plan: p, intent: p.intent(), log: p.Log}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
-	}
-	a.intent = manifest.Intent{
-		Version: manifest.RecordVersion, Snapshot: p.ID, Volume: p.Volume, Size: p.Geometry.Size, BlockSize: p.Geometry.BlockSize,
-		Nonce: p.Nonce, Start: now(), Description: p.Description, Tags: p.Tags,
-	}
-	if p.Parent != nil {
-		parent := p.Parent.ID()
-		a.intent.Parent = &parent
 	}
 	if err := s.putIntent(ctx, a.intent); err != nil {
 		return nil, fmt.Errorf("begin %s: %w", p.ID, err)
@@ -94,20 +86,36 @@ func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
 	return a, nil
 }
 
+// intent returns the intent to be recorded.
+func (p Plan) intent() manifest.Intent {
+	i := manifest.Intent{
+		Version: manifest.RecordVersion, Snapshot: p.ID, Volume: p.Volume, Size: p.Geometry.Size, BlockSize: p.Geometry.BlockSize,
+		Nonce: p.Nonce, Start: now(), Description: p.Description, Tags: p.Tags,
+	}
+	if p.Parent != nil {
+		parent := p.Parent.ID()
+		i.Parent = &parent
+	}
+	return i
+}
+
+// check refuses, before anything is recorded, what cannot become a snapshot.
 func (p Plan) check() error {
-	if err := p.Geometry.Validate(); err != nil {
+	if p.Parent != nil && p.Parent.ID().Lineage != p.ID.Lineage {
+		return fmt.Errorf("%w: parent %s and %s", ErrUnrelated, p.Parent.ID(), p.ID)
+	}
+	if _, err := manifest.EncodeRecord(p.intent()); err != nil {
 		return err
 	}
-	if err := manifest.CheckTags(p.Tags); err != nil {
-		return err
+	if p.Holder.ID != "" {
+		if _, err := manifest.EncodeRecord(p.Holder.pin(p.ID)); err != nil {
+			return err
+		}
 	}
 	if p.Parent == nil {
 		return nil
 	}
-	parent := p.Parent.ID()
 	switch g := p.Parent.Geometry(); {
-	case parent.Lineage != p.ID.Lineage:
-		return fmt.Errorf("%w: parent %s and %s", ErrUnrelated, parent, p.ID)
 	case g.BlockSize != p.Geometry.BlockSize:
 		return fmt.Errorf("block size %d differs from the lineage's %d", p.Geometry.BlockSize, g.BlockSize)
 	case g.Size > p.Geometry.Size:
@@ -123,7 +131,7 @@ func (s *Store) putIntent(ctx context.Context, intent manifest.Intent) error {
 	if !errors.Is(err, blockstore.ErrExists) {
 		return err
 	}
-	there, _, err := getRecord[manifest.Intent](ctx, s.objects, manifest.IntentKey(intent.Snapshot))
+	there, err := s.intent(ctx, intent.Snapshot)
 	if err != nil {
 		return err
 	}
@@ -180,8 +188,7 @@ func (a *Attempt) Commit(ctx context.Context) (manifest.Outcome, error) {
 	// The volume's pin must stand before anybody can see, and delete, the
 	// snapshot the volume is about to read through.
 	if a.plan.Holder.ID != "" {
-		pin := manifest.Pin{Version: manifest.RecordVersion, Snapshot: a.ID(), Holder: a.plan.Holder.ID, Host: a.plan.Holder.Host, Mounted: now()}
-		if err := a.store.put(ctx, manifest.PinKey(a.ID(), a.plan.Holder.ID), pin); err != nil {
+		if err := a.store.put(ctx, manifest.PinKey(a.ID(), a.plan.Holder.ID), a.plan.Holder.pin(a.ID())); err != nil {
 			return manifest.Outcome{}, fmt.Errorf("commit %s: pin it: %w", a.ID(), err)
 		}
 	}
@@ -217,43 +224,6 @@ func (a *Attempt) outcome(state string) manifest.Outcome {
 		Parent: a.intent.Parent, Volume: a.intent.Volume, Size: a.intent.Size, BlockSize: a.intent.BlockSize,
 		Start: a.intent.Start, End: now(), Description: a.intent.Description, Tags: a.intent.Tags,
 	}
-}
-
-// Resolve settles what became of an attempt whose owner cannot go on: it is
-// aborted unless it was committed before, which the store decides. nonce tells
-// the attempt from another one that drew the same id. It returns the outcome
-// that stands.
-func (s *Store) Resolve(ctx context.Context, id manifest.SnapshotID, nonce, why string) (committed bool, _ manifest.Outcome, err error) {
-	aborted := manifest.Outcome{Version: manifest.RecordVersion, Snapshot: id, State: manifest.StateAborted, Nonce: nonce, Why: why, End: now()}
-	intent, _, err := getRecord[manifest.Intent](ctx, s.objects, manifest.IntentKey(id))
-	switch {
-	case err == nil && intent.Nonce == nonce:
-		aborted.Parent, aborted.Volume, aborted.Size, aborted.BlockSize = intent.Parent, intent.Volume, intent.Size, intent.BlockSize
-		aborted.Start, aborted.Description, aborted.Tags = intent.Start, intent.Description, intent.Tags
-	case err == nil:
-		return false, manifest.Outcome{}, nil // another attempt's id: this one never began
-	case !errors.Is(err, blockstore.ErrNotExist):
-		return false, aborted, fmt.Errorf("resolve %s: %w", id, err)
-	}
-	// Without an intent too: it may be on its way, and the outcome keeps the
-	// attempt from ever committing.
-	outcome, err := s.putOutcome(ctx, aborted)
-	if err != nil {
-		return false, outcome, fmt.Errorf("resolve %s: %w", id, err)
-	}
-	return outcome.State == manifest.StateCommitted && outcome.Nonce == nonce, outcome, nil
-}
-
-// putOutcome puts an outcome unless there is one, and returns the one that
-// stands.
-func (s *Store) putOutcome(ctx context.Context, outcome manifest.Outcome) (manifest.Outcome, error) {
-	// Rule: create-once. Committer and reaper both come here, and the store
-	// picks the winner, whatever either of them believes about the other.
-	err := s.putOnce(ctx, manifest.OutcomeKey(outcome.Snapshot), outcome)
-	if errors.Is(err, blockstore.ErrExists) {
-		return s.outcome(ctx, outcome.Snapshot)
-	}
-	return outcome, err
 }
 
 // heartbeat refreshes the attempt's progress until ctx ends, so that reclaim

@@ -9,7 +9,7 @@ import (
 
 // sectionReads is how many sections of a footer are read ahead, of up to 4 MiB
 // each.
-const sectionReads = 8
+const sectionReads = 4
 
 // sectionID names the section of a footer that a pack belongs to.
 type sectionID struct {

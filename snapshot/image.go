@@ -19,6 +19,11 @@ type Holder struct {
 	Host string
 }
 
+// pin returns the record of the holder's pin on a snapshot.
+func (h Holder) pin(id manifest.SnapshotID) manifest.Pin {
+	return manifest.Pin{Version: manifest.RecordVersion, Snapshot: id, Holder: h.ID, Host: h.Host, Mounted: now()}
+}
+
 // An Image is a committed snapshot opened for reading. It is immutable, and
 // its methods may be called concurrently.
 type Image struct {
@@ -37,8 +42,7 @@ type Image struct {
 // snapshot refers to from being reclaimed until Unpin. A deleted snapshot is
 // ErrNotFound and gets no pin.
 func (s *Store) Pin(ctx context.Context, id manifest.SnapshotID, h Holder) error {
-	pin := manifest.Pin{Version: manifest.RecordVersion, Snapshot: id, Holder: h.ID, Host: h.Host, Mounted: now()}
-	if err := s.put(ctx, manifest.PinKey(id, h.ID), pin); err != nil {
+	if err := s.put(ctx, manifest.PinKey(id, h.ID), h.pin(id)); err != nil {
 		return fmt.Errorf("pin %s: %w", id, err)
 	}
 	// Rule: the pin first, the tombstone second. A reclaimer lists them in

@@ -78,17 +78,20 @@ func inOrder[T any](ctx context.Context, workers, ahead int, items iter.Seq2[T, 
 	return g.Wait()
 }
 
-// A crew runs functions in the background, at most a given number at once. The
-// first error cancels the context that the others run with.
+// places are how many functions may run at once, in all crews that share them.
+type places chan struct{}
+
+// A crew runs functions in the background, as many at once as there are places.
+// The first error cancels the context that the others run with.
 type crew struct {
 	group  *errgroup.Group
 	ctx    context.Context // of the functions
-	places chan struct{}
+	places places
 }
 
-func newCrew(ctx context.Context, n int) *crew {
+func newCrew(ctx context.Context, p places) *crew {
 	g, ctx := errgroup.WithContext(ctx)
-	return &crew{group: g, ctx: ctx, places: make(chan struct{}, n)}
+	return &crew{group: g, ctx: ctx, places: p}
 }
 
 // run starts fn as soon as there is a place. It gives up, with an error, when

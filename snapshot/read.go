@@ -101,7 +101,7 @@ func (m *Image) eachRun(ctx context.Context, pick func(context.Context, leafRead
 		l.leaf, l.err = m.FetchLeaf(ctx, l.ref)
 		return nil
 	}
-	runs := newCrew(ctx, readRuns)
+	runs := newCrew(ctx, make(places, readRuns))
 	return runs.lead(func(ctx context.Context) error {
 		return inOrder(ctx, leafReads, leafReads, leaves, fetch, func(ctx context.Context, l *leafRead) error {
 			blocks, refs, err := pick(ctx, *l)

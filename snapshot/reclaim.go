@@ -4,12 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
-	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -18,30 +13,36 @@ import (
 // Reclaimed is what a reclaim found and did in one lineage.
 type Reclaimed struct {
 	Lineage   manifest.LineageID
-	Roots     int // snapshots that keep what they refer to
-	Dead      int // deleted or aborted ones whose objects were looked at
-	Aborted   int // attempts whose owner was lost
-	Objects   int // removed
-	Bytes     int64
-	Rewritten int // packs
+	Roots     int   // snapshots that keep what they refer to
+	Dead      int   // deleted or aborted ones whose objects were looked at
+	Aborted   int   // attempts whose owner was lost
+	Objects   int   // removed
+	Rewritten int   // packs
+	Bytes     int64 // freed by both
 	Pins      []PinInfo
 }
 
-// PinInfo is a pin and how long it has stood.
-type PinInfo struct {
-	manifest.Pin
-	Age     time.Duration // by the store's clock
-	Deleted bool          // its snapshot is deleted, so that the pin is what keeps it
-}
+const (
+	// sweeps is how many dead snapshots are looked at at once.
+	sweeps = 8
+
+	// rewrites is how many packs are rewritten at once. Each takes the memory
+	// of two packs.
+	rewrites = 4
+
+	// deleteBatch is how many objects one Delete removes: what S3 takes in one
+	// request.
+	deleteBatch = 1000
+)
 
 // errMoved: what a listing showed is gone, because another host deleted or
 // reclaimed meanwhile.
-var errMoved = errors.New("the lineage changed while it was reclaimed")
+var errMoved = errors.New("the lineage changed while it was looked at")
 
 // Lineages returns the lineages of the store, in order.
 func (s *Store) Lineages(ctx context.Context) ([]manifest.LineageID, error) {
 	var ids []manifest.LineageID
-	err := s.objects.List(ctx, manifest.KindLineages+"/", func(info blockstore.Info) error {
+	err := s.objects.List(ctx, manifest.KindPrefix(manifest.KindLineages), func(info blockstore.Info) error {
 		if id, err := manifest.ParseLineageKey(info.Key); err == nil {
 			ids = append(ids, id)
 		}
@@ -54,409 +55,240 @@ func (s *Store) Lineages(ctx context.Context) ([]manifest.LineageID, error) {
 }
 
 // Reclaim removes every object of a lineage that no live, pinned or pending
-// snapshot refers to, and rewrites packs of which they refer to a part. Run
-// twice, or by several hosts at once, it does no harm; interrupted, the next
-// one goes on.
+// snapshot refers to, and rewrites packs of which they refer to a part. Pending
+// ones whose owner has not been heard of for 25 minutes it aborts. Run twice,
+// or by several hosts at once, it does no harm; interrupted, the next one goes
+// on. An error says what could not be reclaimed, and the result what was.
+//
+// Nothing is reclaimed in a lineage of which a root or a record cannot be read.
+// A damaged pack of a deleted snapshot is kept as it is and named by the error.
 func (s *Store) Reclaim(ctx context.Context, lineage manifest.LineageID) (Reclaimed, error) {
-	const tries = 8 // of a world that moves: each one means that another reclaim got further
-	var result Reclaimed
+	const tries = 8 // of a world that moves: each one means that another host got further
+	result := Reclaimed{Lineage: lineage}
+	var err error
 	for range tries {
-		err := s.reclaim(ctx, lineage, &result)
-		if err == nil || !errors.Is(err, errMoved) {
-			return result, err
+		if err = s.reclaim(ctx, &result); !errors.Is(err, errMoved) {
+			break
 		}
 	}
-	return result, fmt.Errorf("reclaim lineage %s: %w %d times; try again", lineage, errMoved, tries)
+	if err != nil {
+		err = fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+	}
+	return result, err
 }
 
-func (s *Store) reclaim(ctx context.Context, lineage manifest.LineageID, result *Reclaimed) error {
-	w, err := s.survey(ctx, lineage)
+func (s *Store) reclaim(ctx context.Context, result *Reclaimed) error {
+	w, err := s.survey(ctx, result.Lineage)
 	if err != nil {
-		return fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+		return err
 	}
 	aborted, err := w.abortStale(ctx)
+	result.Aborted += aborted
 	if err != nil {
-		return fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+		return err
 	}
-	if result.Aborted += aborted; aborted > 0 {
-		if w, err = s.survey(ctx, lineage); err != nil {
-			return fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+	if aborted > 0 {
+		if w, err = s.survey(ctx, result.Lineage); err != nil {
+			return err
 		}
 	}
-	result.Lineage, result.Pins = lineage, w.pinInfos()
-
-	dead := w.dead()
-	result.Roots, result.Dead = len(w.roots()), len(dead)
-	if len(dead) == 0 {
-		return nil
+	roots, dead := w.roots(), w.dead()
+	result.Roots, result.Dead, result.Pins = len(roots), len(dead), w.pinsThatKeep()
+	if err := w.tidy(ctx, dead); err != nil || len(dead) == 0 {
+		return err
 	}
 	owners := make(map[uint64]bool, len(dead))
 	for _, id := range dead {
 		owners[id.Serial] = true
 	}
-	live, err := w.liveness(ctx, func(owner uint64) bool { return owners[owner] })
+	live, err := w.liveness(ctx, roots, func(owner uint64) bool { return owners[owner] })
 	if err != nil {
-		return fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+		return err
+	}
+	sweep := &sweep{objects: s.objects, live: live, rewriters: make(places, rewrites), result: result}
+	return sweep.all(ctx, dead)
+}
+
+// tidy removes the records that ended attempts and dead snapshots need no more.
+// Their intents, outcomes and tombstones stay for ever, so that no late request
+// can bring them back to life.
+func (w *survey) tidy(ctx context.Context, dead []manifest.SnapshotID) error {
+	metas, err := w.store.listKind(ctx, manifest.KindMeta, w.lineage.String())
+	if err != nil {
+		return err
+	}
+	var keys []string
+	for id := range w.progress {
+		if _, ended := w.outcomes[id]; ended {
+			keys = append(keys, manifest.ProgressKey(id))
+		}
 	}
 	for _, id := range dead {
-		if err := s.sweep(ctx, id, live, result); err != nil {
-			return fmt.Errorf("reclaim lineage %s: %w", lineage, err)
+		if metas[id] {
+			keys = append(keys, manifest.MetaKey(id))
 		}
+	}
+	for _, pin := range w.pins {
+		if w.aborted(pin.Snapshot) {
+			keys = append(keys, manifest.PinKey(pin.Snapshot, pin.Holder))
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	if err := w.store.objects.Delete(ctx, keys...); err != nil {
+		return fmt.Errorf("remove records of ended attempts: %w", err)
 	}
 	return nil
 }
 
-// A survey is what the listings of a lineage showed.
-type survey struct {
-	store      *Store
-	lineage    manifest.LineageID
-	tombstones map[manifest.SnapshotID]bool
-	pins       []PinInfo
-	pinned     map[manifest.SnapshotID]bool
-	intents    map[manifest.SnapshotID]time.Duration // age of the last sign of the owner
-	outcomes   map[manifest.SnapshotID]manifest.Outcome
-	pending    map[manifest.SnapshotID]manifest.Intent // those without outcome
+// A sweep removes the objects of dead snapshots that nothing refers to, and
+// rewrites packs that are partly dead.
+type sweep struct {
+	objects   blockstore.Store
+	live      *liveness
+	rewriters places // of all sweeps together
+
+	mu      sync.Mutex // guards the fields below
+	result  *Reclaimed
+	damaged []error
 }
 
-// survey lists a lineage.
-func (s *Store) survey(ctx context.Context, lineage manifest.LineageID) (*survey, error) {
-	w := &survey{
-		store: s, lineage: lineage,
-		pinned:   make(map[manifest.SnapshotID]bool),
-		intents:  make(map[manifest.SnapshotID]time.Duration),
-		outcomes: make(map[manifest.SnapshotID]manifest.Outcome),
-		pending:  make(map[manifest.SnapshotID]manifest.Intent),
-	}
-	// Rule: tombstones, then pins, then intents and outcomes, each listing to
-	// its last page before the next begins. Whoever pins or inherits looks for
-	// the tombstone after its own record is up: one of the two sees the other.
-	var err error
-	if w.tombstones, err = s.listKind(ctx, manifest.KindTombstones, lineage.String()); err != nil {
-		return nil, err
-	}
-	if err := w.listPins(ctx); err != nil {
-		return nil, err
-	}
-	if err := w.listIntents(ctx); err != nil {
-		return nil, err
-	}
-	ended, err := s.listKind(ctx, manifest.KindOutcomes, lineage.String())
-	if err != nil {
-		return nil, err
-	}
-	return w, w.readRecords(ctx, ended)
-}
-
-func (w *survey) listPins(ctx context.Context) error {
-	var keys []string
-	err := w.store.objects.List(ctx, manifest.LineagePrefix(manifest.KindPins, w.lineage), func(info blockstore.Info) error {
-		id, holder, err := manifest.ParsePinKey(info.Key)
-		if err != nil {
-			return nil // not a pin; verify reports it
-		}
-		w.pinned[id] = true
-		w.pins = append(w.pins, PinInfo{Pin: manifest.Pin{Snapshot: id, Holder: holder}, Age: info.Age, Deleted: w.tombstones[id]})
-		keys = append(keys, info.Key)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallel)
-	for i, key := range keys {
-		g.Go(func() error {
-			// The key is the pin; its content is for people to read.
-			pin, _, err := getRecord[manifest.Pin](gctx, w.store.objects, key)
-			if errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, manifest.ErrCorrupt) || errors.Is(err, manifest.ErrVersion) {
-				return nil
-			}
-			if err != nil {
+func (s *sweep) all(ctx context.Context, dead []manifest.SnapshotID) error {
+	sweepers := newCrew(ctx, make(places, sweeps))
+	err := sweepers.lead(func(ctx context.Context) error {
+		for _, id := range dead {
+			if err := sweepers.run(ctx, func(ctx context.Context) error { return s.one(ctx, id) }); err != nil {
 				return err
 			}
-			w.pins[i].Pin = pin
-			return nil
-		})
-	}
-	return g.Wait()
+		}
+		return nil
+	})
+	return errors.Join(append(s.damaged, err)...)
 }
 
-func (w *survey) listIntents(ctx context.Context) error {
-	beats := make(map[manifest.SnapshotID]time.Duration)
-	note := func(kind string, ages map[manifest.SnapshotID]time.Duration) error {
-		return w.store.objects.List(ctx, manifest.LineagePrefix(kind, w.lineage), func(info blockstore.Info) error {
-			if id, err := manifest.ParseSnapshotKey(kind, info.Key); err == nil {
-				ages[id] = info.Age
+// one sweeps one dead snapshot, its root object last.
+func (s *sweep) one(ctx context.Context, id manifest.SnapshotID) error {
+	rewriters := newCrew(ctx, s.rewriters)
+	batch := deleteList{sweep: s}
+	var root *blockstore.Info
+	err := rewriters.lead(func(ctx context.Context) error {
+		return s.objects.List(ctx, manifest.DataPrefix(id), func(o blockstore.Info) error {
+			if o.Key == manifest.RootKey(id) {
+				root = &o
+				return nil
 			}
-			return nil
+			if part, err := manifest.ParseLeavesKey(o.Key); err == nil {
+				if s.live.parts[manifest.LeavesPart{Owner: id.Serial, Part: part}] {
+					return nil
+				}
+				return batch.add(ctx, o)
+			}
+			number, err := manifest.ParsePackKey(o.Key)
+			if err != nil {
+				return nil // nothing that lazyvol wrote
+			}
+			pack := s.live.packs[packID{id.Serial, number}]
+			if pack == nil {
+				return batch.add(ctx, o)
+			}
+			if pack.fills(o) {
+				return nil
+			}
+			return rewriters.run(ctx, func(ctx context.Context) error { return s.rewrite(ctx, id, number, pack) })
 		})
+	})
+	if err != nil {
+		return fmt.Errorf("sweep %s: %w", id, err)
 	}
-	if err := note(manifest.KindIntents, w.intents); err != nil {
-		return err
+	if err := batch.flush(ctx); err != nil {
+		return fmt.Errorf("sweep %s: %w", id, err)
 	}
-	if err := note(manifest.KindProgress, beats); err != nil {
-		return err
+	if root == nil {
+		return nil
 	}
-	for id, age := range beats {
-		if began, ok := w.intents[id]; ok {
-			w.intents[id] = min(age, began)
-		}
+	if err := batch.add(ctx, *root); err != nil {
+		return fmt.Errorf("sweep %s: %w", id, err)
+	}
+	if err := batch.flush(ctx); err != nil {
+		return fmt.Errorf("sweep %s: %w", id, err)
 	}
 	return nil
 }
 
-// readRecords reads every outcome, and the intents that have none.
-func (w *survey) readRecords(ctx context.Context, ended map[manifest.SnapshotID]bool) error {
-	var mu sync.Mutex // guards the maps
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallel)
-	for id := range ended {
-		g.Go(func() error {
-			outcome, err := w.store.outcome(gctx, id)
-			if err != nil {
-				return fmt.Errorf("read the outcome of %s: %w", id, err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			w.outcomes[id] = outcome
-			return nil
-		})
+// A deleteList deletes objects in batches.
+type deleteList struct {
+	sweep *sweep
+	keys  []string
+	bytes int64
+}
+
+func (d *deleteList) add(ctx context.Context, o blockstore.Info) error {
+	d.keys = append(d.keys, o.Key)
+	d.bytes += o.Size
+	if len(d.keys) < deleteBatch {
+		return nil
 	}
-	for id := range w.intents {
-		if ended[id] {
-			continue
-		}
-		g.Go(func() error {
-			intent, _, err := getRecord[manifest.Intent](gctx, w.store.objects, manifest.IntentKey(id))
-			if err != nil {
-				return fmt.Errorf("read the intent of %s: %w", id, err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			w.pending[id] = intent
-			return nil
-		})
+	return d.flush(ctx)
+}
+
+func (d *deleteList) flush(ctx context.Context) error {
+	if len(d.keys) == 0 {
+		return nil
 	}
-	return g.Wait()
-}
-
-func (w *survey) pinInfos() []PinInfo { return w.pins }
-
-// abortStale aborts the pending snapshots whose owner has shown no sign for
-// staleAfter. The store's clock only chooses when to try: should the owner
-// live after all, its outcome and this one cannot both stand.
-func (w *survey) abortStale(ctx context.Context) (int, error) {
-	n := 0
-	for id, intent := range w.pending {
-		if w.intents[id] < staleAfter {
-			continue
-		}
-		committed, _, err := w.store.Resolve(ctx, id, intent.Nonce, fmt.Sprintf("its owner has not been heard of for %s", w.intents[id].Round(time.Minute)))
-		if err != nil {
-			return n, err
-		}
-		if !committed {
-			n++
-		}
-	}
-	return n, nil
-}
-
-func (w *survey) committed(id manifest.SnapshotID) bool {
-	return w.outcomes[id].State == manifest.StateCommitted
-}
-
-// roots returns the committed snapshots whose footers say what is live: those
-// not deleted, those pinned, and the parents of pending ones.
-func (w *survey) roots() []manifest.SnapshotID {
-	roots := make(map[manifest.SnapshotID]bool)
-	for id := range w.outcomes {
-		if w.committed(id) && (!w.tombstones[id] || w.pinned[id]) {
-			roots[id] = true
-		}
-	}
-	for _, intent := range w.pending {
-		if intent.Parent != nil && w.committed(*intent.Parent) {
-			roots[*intent.Parent] = true
-		}
-	}
-	return sorted(roots)
-}
-
-// dead returns the snapshots whose objects live only as far as roots refer to
-// them: aborted ones, and committed ones that are deleted and no root.
-func (w *survey) dead() []manifest.SnapshotID {
-	dead := make(map[manifest.SnapshotID]bool)
-	for id, outcome := range w.outcomes {
-		aborted := outcome.State == manifest.StateAborted
-		if (aborted || w.tombstones[id]) && !w.pinned[id] {
-			dead[id] = true
-		}
-	}
-	for _, id := range w.roots() {
-		delete(dead, id)
-	}
-	return sorted(dead)
-}
-
-func sorted(set map[manifest.SnapshotID]bool) []manifest.SnapshotID {
-	return slices.SortedFunc(maps.Keys(set), func(a, b manifest.SnapshotID) int {
-		return slices.Compare([]uint64{uint64(a.Lineage), a.Serial}, []uint64{uint64(b.Lineage), b.Serial})
-	})
-}
-
-// liveness says what roots refer to.
-type liveness struct {
-	slots map[packID]map[uint16]uint32 // stored length of each live slot
-	parts map[manifest.LeavesPart]bool
-}
-
-type packID struct {
-	owner  uint64
-	number uint32
-}
-
-// liveness reads the footers of all roots, as far as they concern the owners
-// asked for.
-func (w *survey) liveness(ctx context.Context, concerns func(owner uint64) bool) (*liveness, error) {
-	return w.livenessOf(ctx, w.roots(), concerns)
-}
-
-func (w *survey) livenessOf(ctx context.Context, roots []manifest.SnapshotID, concerns func(owner uint64) bool) (*liveness, error) {
-	live := &liveness{slots: make(map[packID]map[uint16]uint32), parts: make(map[manifest.LeavesPart]bool)}
-	seen := make(map[manifest.Hash]bool) // sections that several roots share
-	for _, id := range roots {
-		root, err := w.store.root(ctx, id, w.outcomes[id])
-		if err != nil {
-			return nil, moved(err)
-		}
-		for _, part := range root.LeavesParts() {
-			live.parts[part] = true
-		}
-		img := &Image{Root: root, objects: w.store.objects}
-		for _, ref := range root.Sections {
-			if !concerns(ref.Owner) || seen[ref.Hash] {
-				continue
-			}
-			seen[ref.Hash] = true
-			section, err := img.fetchSection(ctx, ref)
-			if err != nil {
-				return nil, moved(err)
-			}
-			live.add(section)
-		}
-	}
-	return live, nil
-}
-
-// moved turns the absence of something a root refers to into errMoved. Rule: it
-// is never taken as referring to nothing. That the root is corrupt stays an
-// error, and nothing is reclaimed until it is mended or deleted.
-func moved(err error) error {
-	if errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, blockstore.ErrShort) {
-		return fmt.Errorf("%w: %w", errMoved, err)
-	}
-	return err
-}
-
-func (l *liveness) add(s *manifest.Section) {
-	for p := range s.Packs() {
-		id := packID{s.Owner(), p.Pack}
-		slots := l.slots[id]
-		if slots == nil {
-			slots = make(map[uint16]uint32, len(p.Slots))
-			l.slots[id] = slots
-		}
-		for _, slot := range p.Slots {
-			slots[slot.Slot] = slot.Length
-		}
-	}
-}
-
-// sweep removes the objects of a dead snapshot that nothing refers to, its
-// root last, and rewrites packs that are partly dead.
-func (s *Store) sweep(ctx context.Context, id manifest.SnapshotID, live *liveness, result *Reclaimed) error {
-	objects, err := s.dataObjects(ctx, id)
-	if err != nil {
+	if err := d.sweep.objects.Delete(ctx, d.keys...); err != nil {
 		return err
 	}
-	var doomed []string
-	hasRoot := false
-	for _, o := range objects {
-		if o.Key == manifest.RootKey(id) {
-			hasRoot = true
-			result.Bytes += o.Size
-			continue
-		}
-		keep, err := s.keep(ctx, id, o, live, result)
-		if err != nil {
-			return err
-		}
-		if !keep {
-			doomed = append(doomed, o.Key)
-			result.Bytes += o.Size
-		}
-	}
-	if err := s.objects.Delete(ctx, doomed...); err != nil {
-		return fmt.Errorf("remove objects of %s: %w", id, err)
-	}
-	result.Objects += len(doomed)
-	if hasRoot {
-		if err := s.objects.Delete(ctx, manifest.RootKey(id)); err != nil {
-			return fmt.Errorf("remove the root of %s: %w", id, err)
-		}
-		result.Objects++
-	}
-	if err := s.objects.Delete(ctx, manifest.MetaKey(id), manifest.ProgressKey(id)); err != nil {
-		return fmt.Errorf("remove records of %s: %w", id, err)
-	}
+	d.sweep.mu.Lock()
+	defer d.sweep.mu.Unlock()
+	d.sweep.result.Objects += len(d.keys)
+	d.sweep.result.Bytes += d.bytes
+	d.keys, d.bytes = d.keys[:0], 0
 	return nil
 }
 
-// keep reports whether a root refers to the object, and rewrites a pack
-// without the slots that none refers to.
-func (s *Store) keep(ctx context.Context, id manifest.SnapshotID, o blockstore.Info, live *liveness, result *Reclaimed) (bool, error) {
-	if part, err := manifest.ParseLeavesKey(o.Key); err == nil {
-		return live.parts[manifest.LeavesPart{Owner: id.Serial, Part: part}], nil
-	}
-	pack, err := manifest.ParsePackKey(o.Key)
-	if err != nil {
-		return true, nil // nothing lazyvol wrote; verify reports it
-	}
-	slots := live.slots[packID{id.Serial, pack}]
-	if len(slots) == 0 {
-		return false, nil
-	}
-	if o.Size <= liveSize(slots)+rewriteSlack {
-		return true, nil
-	}
-	freed, err := blockstore.RewritePack(ctx, s.objects, id, pack, func(slot uint16) bool {
-		_, ok := slots[slot]
-		return ok
-	})
+// fills reports whether a pack object of this size has no room for any dead
+// bytes. It may be false also for one that has none, if its last slots are
+// dead: its slot table tells.
+func (p *livePack) fills(o blockstore.Info) bool {
+	return o.Size == p.bytes+slotTableSize(p.slots.last()+1)
+}
+
+// slotTableSize is the size in bytes of the slot table of a pack of n slots.
+func slotTableSize(n int) int64 {
+	return (&blockstore.SlotTable{Slots: make([]blockstore.Slot, n)}).PackLen()
+}
+
+// rewrite rewrites a pack without its dead slots, if it has any.
+func (s *sweep) rewrite(ctx context.Context, id manifest.SnapshotID, number uint32, pack *livePack) error {
+	freed, err := s.tryRewrite(ctx, id, number, pack)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case errors.Is(err, blockstore.ErrChanged), errors.Is(err, blockstore.ErrNotExist):
-		return true, nil // another reclaim was faster
+		return nil // another reclaim was faster
+	case isDamage(err):
+		s.damaged = append(s.damaged, err)
+		return nil
 	case err != nil:
-		return true, fmt.Errorf("rewrite pack %d of %s: %w", pack, id, err)
+		return err
 	}
 	if freed > 0 {
-		result.Rewritten++
-		result.Bytes += freed
+		s.result.Rewritten++
+		s.result.Bytes += freed
 	}
-	return true, nil
+	return nil
 }
 
-// rewriteSlack is how many bytes beyond its live blocks a pack may have before
-// its slot table is looked at for dead ones: a header and a table of the usual
-// size.
-const rewriteSlack = 4 << 10
-
-// liveSize returns the size of a pack's live blocks, in bytes.
-func liveSize(slots map[uint16]uint32) int64 {
-	n := int64(0)
-	for _, length := range slots {
-		n += int64(length)
+func (s *sweep) tryRewrite(ctx context.Context, id manifest.SnapshotID, number uint32, pack *livePack) (freed int64, err error) {
+	table, err := blockstore.ReadSlotTable(ctx, s.objects, id, number)
+	if err != nil {
+		return 0, err
 	}
-	return n
+	for i, slot := range table.Slots {
+		if !slot.Dead && !pack.slots.has(uint16(i)) {
+			return blockstore.RewritePack(ctx, s.objects, id, number, pack.slots.has)
+		}
+	}
+	return 0, nil
 }

@@ -100,7 +100,7 @@ func (a *Attempt) Upload(ctx context.Context, src Source) error {
 
 func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	var u *uploaded
-	senders := newCrew(ctx, uploads)
+	senders := newCrew(ctx, make(places, uploads))
 	index := newIndexWriter(a, &sender{a.store.objects, senders})
 	ahead := max(2, blocksBudget/a.plan.Geometry.BlockSize)
 	workers := min(ahead, max(readers, runtime.GOMAXPROCS(0)))

@@ -10,20 +10,23 @@ import (
 )
 
 // UniqueBytes returns how many bytes of the store deleting a committed
-// snapshot would free: what no other root of its lineage refers to. Pins on
-// the snapshot itself, which delay that, are not counted.
+// snapshot, and reclaiming its lineage, would free: what no other root of the
+// lineage refers to. What keeps the snapshot for a while, pins and pending
+// snapshots made from it, is not counted, nor is what a reclaim would free even
+// now.
 func (s *Store) UniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64, error) {
 	const tries = 4 // of a world that moves
+	var n int64
+	var err error
 	for range tries {
-		n, err := s.uniqueBytes(ctx, id)
-		if err == nil {
-			return n, nil
-		}
-		if !errors.Is(err, errMoved) {
-			return 0, fmt.Errorf("measure what only %s uses: %w", id, err)
+		if n, err = s.uniqueBytes(ctx, id); !errors.Is(err, errMoved) {
+			break
 		}
 	}
-	return 0, fmt.Errorf("measure what only %s uses: %w; try again", id, errMoved)
+	if err != nil {
+		return 0, fmt.Errorf("measure what only %s uses: %w", id, err)
+	}
+	return n, nil
 }
 
 func (s *Store) uniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64, error) {
@@ -31,8 +34,18 @@ func (s *Store) uniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64,
 	if err != nil {
 		return 0, err
 	}
-	if !w.committed(id) {
-		return 0, nil
+	_, pending := w.pending[id]
+	switch {
+	case pending:
+		return 0, ErrPending
+	case w.aborted(id):
+		return 0, ErrAborted
+	case w.tombstones[id] || !w.committed(id):
+		return 0, ErrNotFound
+	}
+	img, err := s.Load(ctx, w.outcomes[id])
+	if err != nil {
+		return 0, moved(err)
 	}
 	var others []manifest.SnapshotID
 	for _, root := range w.roots() {
@@ -40,49 +53,101 @@ func (s *Store) uniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64,
 			others = append(others, root)
 		}
 	}
-	all := func(uint64) bool { return true }
-	rest, err := w.livenessOf(ctx, others, all)
+	owners := make(map[uint64]bool)
+	for _, ref := range img.Root.Sections {
+		owners[ref.Owner] = true
+	}
+	rest, err := w.liveness(ctx, others, func(owner uint64) bool { return owners[owner] })
 	if err != nil {
 		return 0, err
 	}
-	mine, err := w.livenessOf(ctx, []manifest.SnapshotID{id}, all)
-	if err != nil {
+	u := usage{store: s, img: img, rest: rest, foreign: make(map[uint64]*ownerUsage)}
+	if err := u.countSections(ctx); err != nil {
+		return 0, moved(err)
+	}
+	u.collectParts()
+	if err := u.countObjects(ctx); err != nil {
 		return 0, err
 	}
-	total := w.outcomes[id].RootLength
-	for pack, slots := range mine.slots {
-		for slot, length := range slots {
-			if _, shared := rest.slots[pack][slot]; !shared {
-				total += int64(length)
-			}
-		}
-	}
-	parts, err := s.partSizes(ctx, id.Lineage, mine, rest)
-	return total + parts, err
+	return u.bytes + int64(w.outcomes[id].RootLength), nil
 }
 
-// partSizes adds up the leaves parts that mine refers to and rest does not.
-func (s *Store) partSizes(ctx context.Context, lineage manifest.LineageID, mine, rest *liveness) (int64, error) {
-	owners := make(map[uint64]bool)
-	for part := range mine.parts {
-		if !rest.parts[part] {
-			owners[part.Owner] = true
+// usage adds up what only one image refers to.
+type usage struct {
+	store *Store
+	img   *Image
+	rest  *liveness // what all others refer to
+	bytes int64
+
+	foreign map[uint64]*ownerUsage // whole objects, whose sizes a listing tells
+}
+
+// ownerUsage are the objects of one owner that only the image refers to.
+type ownerUsage struct {
+	packs, parts map[uint32]bool
+}
+
+func (u *usage) owner(serial uint64) *ownerUsage {
+	o := u.foreign[serial]
+	if o == nil {
+		o = &ownerUsage{packs: make(map[uint32]bool), parts: make(map[uint32]bool)}
+		u.foreign[serial] = o
+	}
+	return o
+}
+
+// countSections counts the slots that only the image refers to. Of a pack of
+// which nobody refers to anything else, all of the object would be removed.
+func (u *usage) countSections(ctx context.Context) error {
+	return u.img.eachSection(ctx, u.img.Root.Sections, func(_ context.Context, s *manifest.Section) error {
+		for p := range s.Packs() {
+			pack := u.rest.packs[packID{s.Owner(), p.Pack}]
+			if pack == nil && s.Owner() != u.img.ID().Serial {
+				u.owner(s.Owner()).packs[p.Pack] = true
+				continue
+			}
+			if pack == nil { // its own, in which it refers to every slot
+				u.bytes += slotTableSize(len(p.Slots))
+			}
+			for _, slot := range p.Slots {
+				if pack == nil || !pack.slots.has(slot.Slot) {
+					u.bytes += int64(slot.Length)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// collectParts finds the leaves parts that only the image refers to.
+func (u *usage) collectParts() {
+	for _, part := range u.img.Root.LeavesParts() {
+		if !u.rest.parts[part] {
+			u.owner(part.Owner).parts[part.Part] = true
 		}
 	}
-	total := int64(0)
-	for owner := range owners {
-		id := manifest.SnapshotID{Lineage: lineage, Serial: owner}
-		err := s.objects.List(ctx, manifest.LeavesPrefix(id), func(o blockstore.Info) error {
-			n, err := manifest.ParseLeavesKey(o.Key)
-			part := manifest.LeavesPart{Owner: owner, Part: n}
-			if err == nil && mine.parts[part] && !rest.parts[part] {
-				total += o.Size
+}
+
+// countObjects counts whole objects.
+func (u *usage) countObjects(ctx context.Context) error {
+	for serial, owned := range u.foreign {
+		id := manifest.SnapshotID{Lineage: u.img.ID().Lineage, Serial: serial}
+		prefix := manifest.LeavesPrefix(id)
+		if len(owned.packs) > 0 {
+			prefix = manifest.DataPrefix(id)
+		}
+		err := u.store.objects.List(ctx, prefix, func(o blockstore.Info) error {
+			if n, err := manifest.ParseLeavesKey(o.Key); err == nil && owned.parts[n] {
+				u.bytes += o.Size
+			}
+			if n, err := manifest.ParsePackKey(o.Key); err == nil && owned.packs[n] {
+				u.bytes += o.Size
 			}
 			return nil
 		})
 		if err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return total, nil
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/lazyvol/lazyvol/cache"
@@ -26,21 +27,24 @@ type Base struct {
 }
 
 // openBase opens the base of a snapshot, making it if this host has none.
-func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (*Base, error) {
-	dir := h.baseDir(storeID, id)
-	if err := h.FS.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the base of %s: %w", id, err)
+func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (_ *Base, err error) {
+	b := &Base{dir: h.baseDir(storeID, id), id: id, size: g.Size}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open the base of %s: %w", id, err)
+		}
+	}()
+	if err := h.FS.MkdirAll(b.dir, 0o700); err != nil {
+		return nil, err
 	}
-	b := &Base{dir: dir, id: id, size: g.Size}
-	var err error
-	if b.lock, err = h.FS.Lock(filepath.Join(dir, "lock"), false); err != nil {
-		return nil, fmt.Errorf("lock the base of %s: %w", id, err)
+	if b.lock, err = h.FS.Lock(filepath.Join(b.dir, "lock"), false); err != nil {
+		return nil, err
 	}
-	if b.Clean, err = cache.OpenClean(h.FS, dir, g); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the base of %s: %w", id, err), b.Close())
+	if b.Clean, err = cache.OpenClean(h.FS, b.dir, g); err != nil {
+		return nil, errors.Join(err, b.Close())
 	}
-	if b.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(dir, "index"), g); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the base of %s: %w", id, err), b.Close())
+	if b.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(b.dir, "index"), g); err != nil {
+		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
 }
@@ -77,14 +81,16 @@ func (d *Device) leaf(ctx context.Context, img *snapshot.Image, ref manifest.Lea
 		if leaf, ok := d.localLeaf(ref); ok {
 			return leaf, nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, d.host.ReadDeadline)
+		ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
 		defer cancel()
-		leaf, err := img.FetchLeaf(ctx, ref)
+		// A read may wait for this, whoever began it: so it has a read's slots.
+		leaf, err := snapshot.New(d.host.Demand).ImageOf(img.Root).FetchLeaf(ctx, ref)
 		if err != nil {
 			return nil, err
 		}
 		d.stats.fetchedBytes.Add(int64(manifest.EncodedLeafLen(leaf.Len())))
-		if err := d.indexOf(img).Store(ref, leaf); err != nil {
+		// Closed: the device did not wait for a leaf that nobody needs any more.
+		if err := d.indexOf(img).Store(ref, leaf); err != nil && !errors.Is(err, fs.ErrClosed) {
 			d.host.Log.Warn("could not keep a leaf on this host; it will be fetched again", "leaf", ref.Leaf, "error", err)
 		}
 		return leaf, nil
@@ -113,7 +119,8 @@ func (d *Device) indexOf(img *snapshot.Image) *cache.IndexFile {
 	return d.writes.leaves // only a volume's root is ever another than its base
 }
 
-// ref returns where the bytes of a block lie.
+// ref returns where the bytes of a block lie, a hole for a block the image does
+// not have.
 func (d *Device) ref(ctx context.Context, img *snapshot.Image, block int64) (manifest.Ref, error) {
 	n := block / manifest.LeafBlocks
 	at, ok := img.Root.Find(n)
@@ -124,5 +131,8 @@ func (d *Device) ref(ctx context.Context, img *snapshot.Image, block int64) (man
 	if err != nil {
 		return manifest.Ref{}, fmt.Errorf("find block %d: %w", block, err)
 	}
-	return leaf.Ref(int(block % manifest.LeafBlocks)), nil
+	if i := int(block % manifest.LeafBlocks); i < leaf.Len() {
+		return leaf.Ref(i), nil
+	}
+	return manifest.Ref{}, nil
 }

@@ -69,14 +69,12 @@ func (h *Host) release(ctx context.Context, r *Record) error {
 		pinned = append(pinned, *r.Root)
 	}
 	if p := r.Pending; p != nil {
-		committed, _, err := h.Store.Resolve(ctx, p.Snapshot, p.Nonce, "its volume was deleted")
+		committed, _, err := h.resolve(ctx, p, r.ID, "its volume was deleted")
 		if err != nil {
 			return err
 		}
 		if committed {
 			pinned = append(pinned, p.Snapshot)
-		} else if err := h.Store.Discard(ctx, p.Snapshot, snapshot.Holder{ID: string(r.ID)}); err != nil {
-			return err
 		}
 	}
 	for _, id := range pinned {
@@ -85,6 +83,20 @@ func (h *Host) release(ctx context.Context, r *Record) error {
 		}
 	}
 	return nil
+}
+
+// resolve asks the store what became of a volume's attempt, whose requests have
+// all ended. Unless it was committed it never will be, and what it left in the
+// store is removed.
+func (h *Host) resolve(ctx context.Context, p *Pending, id manifest.VolumeID, why string) (committed bool, _ manifest.Outcome, err error) {
+	committed, outcome, err := h.Store.Resolve(ctx, p.Snapshot, p.Nonce, why)
+	if err != nil || committed {
+		return committed, outcome, err
+	}
+	if outcome.Nonce != p.Nonce { // somebody else drew this id, and its objects are theirs
+		return false, outcome, nil
+	}
+	return false, outcome, h.Store.Discard(ctx, p.Snapshot, snapshot.Holder{ID: string(id)})
 }
 
 // removeFolder removes a volume's folder, its record last: while anything of

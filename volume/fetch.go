@@ -19,7 +19,7 @@ const (
 	maxRunSpan = 16 << 20
 )
 
-// A piece is the part of a read that one missing block has to answer.
+// A piece is a part of a read that one missing block has to answer.
 type piece struct {
 	block  int64
 	p      []byte
@@ -43,77 +43,71 @@ type flightKey struct {
 
 // flights are the fetches of reads. There is one for a block however many
 // readers ask, and it lives on the device's own context: a reader that gives
-// up takes nothing from the others.
+// up takes nothing from the others. Each ends within the read deadline.
 type flights struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	ended  sync.WaitGroup
-	count  atomic.Int64 // in flight
+	count atomic.Int64 // requests under way
 
-	mu    sync.Mutex // guards table and closed
+	mu    sync.Mutex // guards table
 	table map[flightKey]*flight
-	shut  bool
-
-	buffers sync.Pool // of blocks, for the hydrator and for snapshots
-}
-
-func (f *flights) init() {
-	f.ctx, f.cancel = context.WithCancelCause(context.Background())
-	f.table = make(map[flightKey]*flight)
-	f.buffers.New = func() any { b := make([]byte, manifest.MaxBlockSize); return &b }
-}
-
-// stop ends all fetches and waits for them.
-func (f *flights) stop() {
-	f.mu.Lock()
-	f.shut = true
-	f.mu.Unlock()
-	f.cancel(errClosed)
-	f.ended.Wait()
-}
-
-// readMissing fills pieces from the store. Blocks of one pack come in one
-// request.
-func (d *Device) readMissing(ctx context.Context, v *view, pieces []piece) error {
-	if err := d.trusted(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
-	defer cancel()
-	waiting, err := d.fetch(ctx, v, pieces)
-	if err != nil {
-		return d.failed(ctx, err)
-	}
-	for i, f := range waiting {
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return d.failed(ctx, context.Cause(ctx))
-		}
-		if f.err != nil {
-			return d.failed(ctx, f.err)
-		}
-		p := pieces[i].p
-		if f.data == nil {
-			clear(p)
-		} else {
-			copy(p, f.data[pieces[i].within:])
-		}
-	}
-	return nil
 }
 
 // errDeadline is the cause of reads given up after Host.ReadDeadline.
 var errDeadline = errors.New("the store did not answer within the read deadline")
 
+// readMissing fills pieces from the store, ascending by block. Blocks of one
+// pack come in one request.
+func (d *Device) readMissing(ctx context.Context, v *view, pieces []piece) error {
+	if len(pieces) == 0 {
+		return nil
+	}
+	if err := d.trusted(); err != nil {
+		return d.failed(ctx, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
+	defer cancel()
+	for {
+		err := d.awaitPieces(ctx, v, pieces)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errDeadline) && ctx.Err() == nil {
+			continue // the time of a flight that others began ran out, not ours
+		}
+		return d.failed(ctx, err)
+	}
+}
+
 // failed notes why a read failed, for status, and makes it an EIO; a reader
 // that gave up itself is told so instead.
 func (d *Device) failed(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), context.Canceled) {
-		return err
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("%w: %w", context.Canceled, err)
 	}
 	d.stats.note(err)
 	return fmt.Errorf("%w: %w", syscall.EIO, err)
+}
+
+func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error {
+	flights, err := d.fetch(ctx, v, pieces)
+	if err != nil {
+		return err
+	}
+	for i, f := range flights {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if f.err != nil {
+			return f.err
+		}
+		if f.data == nil {
+			clear(pieces[i].p)
+		} else {
+			copy(pieces[i].p, f.data[pieces[i].within:])
+		}
+	}
+	return nil
 }
 
 // fetch returns the flight of each piece's block, starting those that are not
@@ -126,90 +120,104 @@ func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight,
 			return nil, err
 		}
 	}
-	all := make([]*flight, len(pieces))
-	var started []int64
-	var startedRefs []manifest.Ref
-	own := make(map[int64]*flight)
-
 	d.flights.mu.Lock()
 	defer d.flights.mu.Unlock()
-	if d.flights.shut {
-		return nil, errClosed
-	}
+	var (
+		all     = make([]*flight, len(pieces))
+		own     = make(map[int64]*flight)
+		blocks  []int64 // of own, ascending
+		ownRefs []manifest.Ref
+	)
 	for i, piece := range pieces {
 		key := flightKey{v.image, piece.block}
-		f := d.flights.table[key]
-		if f == nil {
-			f = &flight{done: make(chan struct{})}
-			if refs[i].IsHole() {
-				close(f.done)
-			} else {
-				d.flights.table[key] = f
-				own[piece.block] = f
-				started, startedRefs = append(started, piece.block), append(startedRefs, refs[i])
-			}
+		if f := d.flights.table[key]; f != nil {
+			all[i] = f
+			continue
 		}
+		f := &flight{done: make(chan struct{})}
 		all[i] = f
+		if refs[i].IsHole() {
+			close(f.done)
+			continue
+		}
+		d.flights.table[key] = f
+		own[piece.block] = f
+		blocks, ownRefs = append(blocks, piece.block), append(ownRefs, refs[i])
 	}
-	for _, run := range manifest.GroupRuns(started, startedRefs, maxRunGap, maxRunSpan) {
-		// The flight keeps the view, so that what it reads stays pinned.
-		v.refs.Add(1)
-		d.flights.count.Add(1)
-		d.flights.ended.Go(func() {
-			defer v.release()
-			defer d.flights.count.Add(-1)
-			d.fly(v, run, own)
-		})
+	for _, run := range manifest.GroupRuns(blocks, ownRefs, maxRunGap, maxRunSpan) {
+		d.launch(v, run, own)
 	}
 	return all, nil
 }
 
+// launch starts the flights of one run. d.flights.mu is held.
+func (d *Device) launch(v *view, run manifest.Run, own map[int64]*flight) {
+	v.refs.Add(1) // so that what the flight reads stays pinned
+	d.flights.count.Add(1)
+	started := d.work.start(func(ctx context.Context) {
+		defer v.release()
+		defer d.flights.count.Add(-1)
+		d.fly(ctx, v, run, own)
+	})
+	if started {
+		return
+	}
+	v.release()
+	d.flights.count.Add(-1)
+	for _, block := range run.Blocks {
+		own[block].err = errClosed
+		close(own[block].done)
+		delete(d.flights.table, flightKey{v.image, block})
+	}
+}
+
 // fly fetches the blocks of one run, hands each to its readers as soon as it
 // is verified, and keeps it.
-func (d *Device) fly(v *view, run manifest.Run, own map[int64]*flight) {
-	ctx, cancel := context.WithTimeoutCause(d.flights.ctx, d.host.ReadDeadline, errDeadline)
+func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int64]*flight) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
 	defer cancel()
 	_, n := run.Span()
 	d.stats.demandFetches.Add(1)
 	d.stats.fetchedBytes.Add(n)
 
 	buffers := make([][]byte, len(run.Blocks))
-	landed := make([]bool, len(run.Blocks))
-	err := d.demand.ReadRun(ctx, run.Refs,
-		func(i int) []byte {
-			if buffers[i] == nil {
-				buffers[i] = make([]byte, d.geometry.BlockSize)
-			}
-			return buffers[i]
-		},
-		func(i int, err error) {
-			landed[i] = true
-			d.land(v, run.Blocks[i], own[run.Blocks[i]], buffers[i], err)
-		})
-	for i, block := range run.Blocks {
-		if !landed[i] {
-			d.land(v, block, own[block], nil, errors.Join(err, context.Cause(ctx)))
+	buffer := func(i int) []byte {
+		if buffers[i] == nil {
+			buffers[i] = make([]byte, d.geometry.BlockSize)
 		}
+		return buffers[i]
 	}
+	// It reports each block's fate to land, so that its own error is not news.
+	_ = d.demand.ReadRun(ctx, run.Refs, buffer, func(i int, err error) {
+		block := run.Blocks[i]
+		if err != nil {
+			d.crash(v, block, own[block], err)
+		} else {
+			d.land(v, block, own[block], buffers[i])
+		}
+	})
 }
 
-// land ends a flight: readers first, then the cache. The flight stays in the
-// table until the block is in the cache, so that no reader falls between the
-// two and fetches again.
-func (d *Device) land(v *view, block int64, f *flight, data []byte, err error) {
-	if err != nil {
-		f.err = fmt.Errorf("fetch block %d: %w", block, err)
-	} else {
-		f.data = data
-	}
+// land ends a flight that brought its block: readers first, then the cache.
+// The flight stays in the table until the block is there, so that no reader
+// falls between the two and fetches again.
+func (d *Device) land(v *view, block int64, f *flight, data []byte) {
+	f.data = data
 	close(f.done)
-	if err == nil {
-		d.keepOrLog(v, block, data)
-		d.stats.heal()
-	}
+	d.keepOrLog(v, block, data)
+	d.stats.heal()
 	d.flights.mu.Lock()
 	defer d.flights.mu.Unlock()
 	delete(d.flights.table, flightKey{v.image, block})
+}
+
+// crash ends a flight that failed. Whoever asks again begins another one.
+func (d *Device) crash(v *view, block int64, f *flight, err error) {
+	d.flights.mu.Lock()
+	delete(d.flights.table, flightKey{v.image, block})
+	d.flights.mu.Unlock()
+	f.err = fmt.Errorf("fetch block %d: %w", block, err)
+	close(f.done)
 }
 
 // DemandInFlight returns how many requests of reads are under way.

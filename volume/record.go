@@ -180,7 +180,8 @@ func layerDir(dir string, n int64) string {
 }
 
 // List returns the records of the volumes of a state directory, oldest first;
-// one that cannot be read is in failed.
+// one that cannot be read is in failed. Folders without a record are volumes
+// that come or go just now.
 func List(fsys vfs.FS, state string) (records []Record, failed []error, err error) {
 	names, err := fsys.ReadDir(VolumesDir(state))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -194,12 +195,12 @@ func List(fsys vfs.FS, state string) (records []Record, failed []error, err erro
 		if err != nil {
 			continue
 		}
-		r, err := ReadRecord(fsys, state, id)
-		if err != nil {
+		switch r, err := ReadRecord(fsys, state, id); {
+		case err == nil:
+			records = append(records, r)
+		case !errors.Is(err, ErrNotFound):
 			failed = append(failed, err)
-			continue
 		}
-		records = append(records, r)
 	}
 	slices.SortFunc(records, func(a, b Record) int { return a.Created.Compare(b.Created) })
 	return records, failed, nil

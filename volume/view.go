@@ -12,12 +12,15 @@ import (
 // A view is what reads see at one moment. It is immutable but for its count of
 // readers.
 type view struct {
-	open   *cache.WriteLayer // nil in a read-only device, and while a snapshot reads the cut
+	open   *cache.WriteLayer // nil in a read-only device, and in what a snapshot is made of
 	sealed *cache.WriteLayer // what a snapshot is being made of; nil else
 	image  *snapshot.Image   // the root; nil for a blank volume without snapshots
 
-	refs    atomic.Int64 // readers, and one while it is the current view
-	drained chan struct{}
+	// refs counts the readers, one more while it is the current view, and one
+	// more while the view before it is not drained.
+	refs    atomic.Int64
+	next    *view         // set before the last release
+	drained chan struct{} // closed when the last read through it, and all views before, has ended
 }
 
 func newView(open, sealed *cache.WriteLayer, image *snapshot.Image) *view {
@@ -28,8 +31,12 @@ func newView(open, sealed *cache.WriteLayer, image *snapshot.Image) *view {
 
 // release ends one use of the view.
 func (v *view) release() {
-	if v.refs.Add(-1) == 0 {
-		close(v.drained)
+	if v.refs.Add(-1) > 0 {
+		return
+	}
+	close(v.drained)
+	if v.next != nil {
+		v.next.release()
 	}
 }
 
@@ -63,6 +70,15 @@ func (v *view) nextLeaf(n int64) (manifest.LeafRef, bool) {
 	return v.image.Root.Next(n)
 }
 
+// seals reports whether a snapshot is being made of a block, blockSize long.
+func (v *view) seals(block int64, blockSize int) bool {
+	if v.sealed == nil {
+		return false
+	}
+	next, ok := v.sealed.NextBlock(block, blockSize)
+	return ok && next == block
+}
+
 // current is the view that new reads get.
 type current struct {
 	mu   sync.RWMutex // guards view; held for no longer than to count a reader
@@ -78,13 +94,15 @@ func (c *current) acquire() *view {
 	return v
 }
 
-// replace makes v the current view and returns a channel that is closed when
-// the last read through the one before has ended.
+// replace makes v, which is new, the current view and returns a channel that is
+// closed when the last read through those before has ended.
 func (c *current) replace(v *view) <-chan struct{} {
+	v.refs.Add(1) // by the view before, until it is drained
 	c.mu.Lock()
 	old := c.view
 	c.view = v
 	c.mu.Unlock()
+	old.next = v
 	old.release()
 	return old.drained
 }

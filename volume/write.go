@@ -10,10 +10,17 @@ import (
 
 	"github.com/lazyvol/lazyvol/cache"
 	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-// stripes is how many locks the blocks of a volume share.
-const stripes = 256
+const (
+	// stripes is how many locks the blocks of a volume share.
+	stripes = 256
+
+	// zeroStep bounds how many bytes are discarded in one go, while all
+	// writers wait: some milliseconds, however fragmented the file.
+	zeroStep = 1 << 30
+)
 
 // writes is what makes a device writable.
 type writes struct {
@@ -21,7 +28,7 @@ type writes struct {
 	leaves   *cache.IndexFile
 	diverged *cache.Diverged
 
-	// cut stops writers while a snapshot seals the open layer: they hold it
+	// cut stops writers while the write layers are replaced: they hold it
 	// shared for each write, and never while they wait for the store.
 	cut sync.RWMutex
 
@@ -32,25 +39,25 @@ type writes struct {
 }
 
 func openWrites(h *Host, dir string, g manifest.Geometry) (*writes, error) {
-	w := &writes{}
-	var err error
 	clean := filepath.Join(dir, "clean")
-	if err = h.FS.MkdirAll(clean, 0o700); err != nil {
+	if err := h.FS.MkdirAll(clean, 0o700); err != nil {
 		return nil, err
 	}
+	w := &writes{}
+	var err error
 	if w.clean, err = cache.OpenClean(h.FS, clean, g); err != nil {
 		return nil, err
 	}
 	if w.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(clean, "index"), g); err != nil {
-		return nil, errors.Join(err, w.close())
+		return nil, errors.Join(err, w.Close())
 	}
 	if w.diverged, err = cache.LoadDiverged(h.FS, filepath.Join(clean, "diverged"), g.Blocks()); err != nil {
-		return nil, errors.Join(err, w.close())
+		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }
 
-func (w *writes) close() error {
+func (w *writes) Close() error {
 	err := w.clean.Close()
 	if w.leaves != nil {
 		err = errors.Join(err, w.leaves.Close())
@@ -58,36 +65,10 @@ func (w *writes) close() error {
 	return err
 }
 
-// countDiverged returns how many blocks of the root the clean layer adds to
-// those that base has: its own, less those of base that are of no use any more.
-func (w *writes) countDiverged(base *Base) (int64, error) {
-	n := int64(0)
-	for block, err := range w.clean.Present() {
-		if err != nil {
-			return n, err
-		}
-		if w.diverged.Has(block) {
-			n++
-		}
-	}
-	if base == nil {
-		return n, nil
-	}
-	for block, err := range base.Present() {
-		if err != nil {
-			return n, err
-		}
-		if w.diverged.Has(block) {
-			n--
-		}
-	}
-	return n, nil
-}
-
 // WriteAt implements io.WriterAt. The bytes are in the write layer on return:
 // they survive the daemon, and with a following Sync the host. Whole pages are
 // written without a look at the store; the rest of a page written in part may
-// have to be fetched first.
+// have to be fetched first, for which ctx bounds the wait.
 func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.checkWrite(off, int64(len(p))); err != nil {
 		return 0, err
@@ -100,7 +81,8 @@ func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) (int, error) 
 		if n > 0 {
 			err = d.writePages(rest[:n], at)
 		} else {
-			n, err = d.writePart(ctx, rest, at)
+			n = int(min(int64(len(rest)), manifest.PageSize-at%manifest.PageSize))
+			err = d.writePart(ctx, rest[:n], at)
 		}
 		if err != nil {
 			return done, fmt.Errorf("write %s at %d+%d: %w", d.name, off, len(p), err)
@@ -145,6 +127,7 @@ func (d *Device) stripe(off int64) *sync.RWMutex {
 	return &d.writes.blocks[off/int64(d.geometry.BlockSize)%stripes]
 }
 
+// writePages writes whole pages of one block.
 func (d *Device) writePages(p []byte, off int64) error {
 	d.writes.cut.RLock()
 	defer d.writes.cut.RUnlock()
@@ -156,37 +139,34 @@ func (d *Device) writePages(p []byte, off int64) error {
 	return v.open.WriteAt(p, off)
 }
 
-// writePart writes into one page without replacing it all, and returns how
-// much of p that was.
-func (d *Device) writePart(ctx context.Context, p []byte, off int64) (int, error) {
+// writePart writes a part of one page.
+func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 	page := off / manifest.PageSize
 	start := page * manifest.PageSize
-	p = p[:min(int64(len(p)), start+manifest.PageSize-off)]
-	content := make([]byte, min(manifest.PageSize, d.geometry.Size-start))
+	below := make([]byte, min(manifest.PageSize, d.geometry.Size-start))
 	for {
-		// What is below the write layers never changes while the view's image
-		// stays the root, so it can be fetched before anything is locked.
+		// What lies below the write layers does not change while the root
+		// stays: so it can be fetched before anything is locked.
 		v := d.view.acquire()
 		image := v.image
 		var err error
 		if state, _, _ := v.run(page, 1); state == cache.Absent {
-			err = d.readClean(ctx, v, content, start)
+			err = d.readBelow(ctx, v, below, start)
 		}
 		v.release()
 		if err != nil {
-			return 0, err
+			return err
 		}
-		done, err := d.writePartOver(content, start, p, off, func(now *view) bool { return now.image == image })
-		if done || err != nil {
-			return len(p), err
+		if done, err := d.writePartOver(image, below, start, p, off); done || err != nil {
+			return err
 		}
 	}
 }
 
-// writePartOver writes p into the page at start. clean is the page's content
-// below the write layers, if valid says so of the view; without it, and if it
-// is needed, nothing is done.
-func (d *Device) writePartOver(clean []byte, start int64, p []byte, off int64, valid func(*view) bool) (done bool, err error) {
+// writePartOver writes p into the page at start, of which below is the content
+// under the write layers in image. If that is needed, and image is the root no
+// more, nothing is done.
+func (d *Device) writePartOver(image *snapshot.Image, below []byte, start int64, p []byte, off int64) (done bool, err error) {
 	d.writes.cut.RLock()
 	defer d.writes.cut.RUnlock()
 	stripe := d.stripe(off)
@@ -199,29 +179,29 @@ func (d *Device) writePartOver(clean []byte, start int64, p []byte, off int64, v
 	if v.open.State(page) == cache.Data {
 		return true, v.open.WriteAt(p, off)
 	}
-	content := make([]byte, len(clean))
+	content := make([]byte, len(below))
 	switch state, layer, _ := v.run(page, 1); state {
 	case cache.Data:
 		if err := layer.ReadAt(content, start); err != nil {
 			return false, err
 		}
 	case cache.Absent:
-		if !valid(v) {
+		if v.image != image {
 			return false, nil
 		}
-		copy(content, clean)
+		copy(content, below)
 	}
 	copy(content[off-start:], p)
 	return true, v.open.WriteAt(content, start)
 }
 
 // Zero makes a range read as zeros: discard and write-zeroes. Nothing below
-// shows through afterwards, and the space is given back.
+// shows through afterwards, and the space of whole pages is given back. A page
+// zeroed in part may have to be fetched first, as in WriteAt.
 func (d *Device) Zero(ctx context.Context, off, n int64) error {
 	if err := d.checkWrite(off, n); err != nil {
 		return err
 	}
-	zeros := make([]byte, manifest.PageSize)
 	for end := off + n; off < end; {
 		done := d.wholePages(off, end-off)
 		var err error
@@ -229,10 +209,10 @@ func (d *Device) Zero(ctx context.Context, off, n int64) error {
 			err = d.zeroPages(off, done)
 		} else {
 			done = min(end-off, manifest.PageSize-off%manifest.PageSize)
-			_, err = d.WriteAt(ctx, zeros[:done], off)
+			err = d.writePart(ctx, make([]byte, done), off)
 		}
 		if err != nil {
-			return fmt.Errorf("zero %s: %w", d.name, err)
+			return fmt.Errorf("zero %s at %d: %w", d.name, off, err)
 		}
 		off += done
 	}
@@ -240,20 +220,15 @@ func (d *Device) Zero(ctx context.Context, off, n int64) error {
 }
 
 // zeroPages zeroes whole pages. A short range locks its blocks one after the
-// other; a long one stops all writers instead, which is over as quickly as the
-// map of a uniform region is written.
+// other; a long one stops all writers instead, step by step.
 func (d *Device) zeroPages(off, n int64) error {
-	blockSize := int64(d.geometry.BlockSize)
-	if n > 64*blockSize {
-		d.writes.cut.Lock()
-		defer d.writes.cut.Unlock()
-		v := d.view.acquire()
-		defer v.release()
-		return v.open.Zero(off, n)
+	zero, step := d.zeroInBlock, d.inBlock
+	if n > stripes*int64(d.geometry.BlockSize) {
+		zero, step = d.zeroAlone, func(_, n int64) int64 { return min(n, zeroStep) }
 	}
 	for end := off + n; off < end; {
-		part := d.inBlock(off, end-off)
-		if err := d.zeroInBlock(off, part); err != nil {
+		part := step(off, end-off)
+		if err := zero(off, part); err != nil {
 			return err
 		}
 		off += part
@@ -261,6 +236,7 @@ func (d *Device) zeroPages(off, n int64) error {
 	return nil
 }
 
+// zeroInBlock zeroes whole pages of one block.
 func (d *Device) zeroInBlock(off, n int64) error {
 	d.writes.cut.RLock()
 	defer d.writes.cut.RUnlock()
@@ -272,7 +248,18 @@ func (d *Device) zeroInBlock(off, n int64) error {
 	return v.open.Zero(off, n)
 }
 
-// Sync makes everything written before it durable on this host.
+// zeroAlone zeroes whole pages while all writers wait.
+func (d *Device) zeroAlone(off, n int64) error {
+	d.writes.cut.Lock()
+	defer d.writes.cut.Unlock()
+	v := d.view.acquire()
+	defer v.release()
+	return v.open.Zero(off, n)
+}
+
+// Sync makes everything durable on this host that was written or zeroed by
+// calls that had returned before. After the disk has failed to, every Sync of
+// what was open then fails.
 func (d *Device) Sync(context.Context) error {
 	if d.writes == nil {
 		return nil

@@ -202,7 +202,7 @@ func (a *app) uploadImage(ctx context.Context, attempt *snapshot.Attempt, src *s
 			}
 		}
 	}()
-	err := attempt.Upload(ctx, src.Source(g))
+	err := attempt.Upload(ctx, src.Source(g.BlockSize))
 	stop()
 	<-done
 	if err != nil {

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serveControl serves a handler on the control socket of dir until the test
+// ends.
+func serveControl(t *testing.T, dir string, h http.Handler) {
+	t.Helper()
+	l, err := listenControl(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
+}
+
+func TestControlSocketWorksUnderALongPath(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 40))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	serveControl(t, dir, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := io.WriteString(w, "here"); err != nil {
+			t.Error(err)
+		}
+	}))
+	body, err := dialControl(dir).call(context.Background(), "GET", "/status", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if answer, err := io.ReadAll(body); err != nil || string(answer) != "here" {
+		t.Errorf("got %q, %v", answer, err)
+	}
+}
+
+func TestDaemonsErrorsKeepTheirExitCode(t *testing.T) {
+	dir := t.TempDir()
+	serveControl(t, dir, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeError(w, refusal{errors.New("not now")})
+	}))
+	_, err := dialControl(dir).call(context.Background(), "POST", "/snapshot", strings.NewReader("{}"))
+	if exitCode(err) != exitRefused || err.Error() != "not now" {
+		t.Errorf("got %v with exit code %d", err, exitCode(err))
+	}
+}
+
+func TestNobodyOnTheSocketIsNoDaemon(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := dialControl(dir).call(context.Background(), "GET", "/status", nil); !errors.Is(err, errNoDaemon) {
+		t.Errorf("without a socket: %v", err)
+	}
+	l, err := listenControl(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil { // as a killed daemon leaves it
+		t.Fatal(err)
+	}
+	if _, err := dialControl(dir).call(context.Background(), "GET", "/status", nil); !errors.Is(err, errNoDaemon) {
+		t.Errorf("with a dead socket: %v", err)
+	}
+	if l, err = listenControl(dir); err != nil {
+		t.Fatalf("a dead socket is in the way: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,145 @@
+package integration
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+func TestHydrationPausesResumesAndFinishes(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	disk := randomBytes(1, 48*mib)
+	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
+	m := h.mount(vol, "--no-hydrate")
+	if st := m.status(); st.State != "paused" || st.HydratedBytes != 0 || st.TotalBytes != 48*mib {
+		t.Errorf("--no-hydrate: %+v", st)
+	}
+	gate.count("GET data")
+	time.Sleep(300 * time.Millisecond)
+	if n := gate.count("GET data"); n != 0 {
+		t.Errorf("--no-hydrate fetched %d times", n)
+	}
+
+	gate.close(gets("packs"))
+	h.ok("hydrate", "--resume", vol)
+	waitFor(t, "the hydrator fetches", 10*time.Second, func() bool { return gate.holding() > 0 })
+	if st := m.status(); st.State != "hydrating" {
+		t.Errorf("resumed: %+v", st)
+	}
+	h.ok("hydrate", "--pause", vol)
+	gate.open()
+	waitFor(t, "what was under way lands", 10*time.Second, func() bool { return m.status().HydratedBytes > 0 })
+	time.Sleep(200 * time.Millisecond)
+	before := m.status()
+	time.Sleep(300 * time.Millisecond)
+	if after := m.status(); after.HydratedBytes != before.HydratedBytes || after.State != "paused" && after.State != "hydrated" {
+		t.Errorf("paused, but %+v became %+v", before, after)
+	}
+	h.ok("hydrate", "--wait", vol)
+	if st := m.status(); st.State != "hydrated" || st.HydratedBytes != 48*mib || st.DemandFetches != 0 {
+		t.Errorf("after --wait: %+v", st)
+	}
+	gate.close(gets("packs"))
+	m.equals(disk) // asks the store for nothing
+}
+
+func TestHydrateRateIsALimit(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, 96*mib)))
+	m := h.mount(snap, "--hydrate-rate", "16MiB")
+	first := m.status().FetchedBytes
+	start := time.Now()
+	waitFor(t, "the hydrator has begun", 10*time.Second, func() bool { return m.status().HydratedBytes > 0 })
+	time.Sleep(2 * time.Second)
+	got := m.status().FetchedBytes - first
+	// A pack may be under way, and one may have been allowed at once.
+	if most := int64(time.Since(start).Seconds()*16*mib) + 33*mib; got > most {
+		t.Errorf("%d bytes were fetched in %s, want at most %d", got, time.Since(start), most)
+	}
+	if s := m.status(); s.State != "hydrating" || s.ETASeconds == nil {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+func TestHydrationGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newS3Store(t))
+	disk := randomBytes(1, 96*mib)
+	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
+	for name, end := range map[string]func(*mount){"unmounted": (*mount).unmount, "killed": (*mount).kill} {
+		t.Run(name, func(t *testing.T) {
+			vol := h.ok("volume", "create", "--snapshot", h.showVolume(vol).SnapshotId)
+			m := h.mount(vol, "--hydrate-rate", "24MiB")
+			waitFor(t, "some of it is hydrated", 20*time.Second, func() bool { return m.status().HydratedBytes >= 16*mib })
+			before := m.status().HydratedBytes
+			end(m)
+			if before == 96*mib {
+				t.Fatal("all of it was hydrated before the restart")
+			}
+			m = m.again(vol)
+			h.ok("hydrate", "--wait", vol)
+			s := m.status()
+			missing := 96*mib - before
+			// Besides the missing blocks: the slack of ranges, and a leaf.
+			if s.HydratedBytes != 96*mib || s.FetchedBytes > missing+2*mib {
+				t.Errorf("%d bytes were missing, and %d fetched: %+v", missing, s.FetchedBytes, s)
+			}
+			m.equals(disk)
+			m.unmount()
+			h.ok("volume", "delete", vol)
+		})
+	}
+}
+
+func TestUnmountedVolumeIsHydratedByTheCommand(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	disk := randomBytes(1, 20*mib)
+	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
+	h.ok("hydrate", "--wait", vol)
+	if st := parse[status](t, h.ok("status", "--json", vol)); st.State != "hydrated" || st.HydratedBytes != 20*mib {
+		t.Errorf("status: %+v", st)
+	}
+	m := h.mount(vol)
+	gate.close(gets("packs"))
+	m.equals(disk)
+	h.fails(4, []string{"not mounted"}, "hydrate", "--pause", h.ok("volume", "create", "--size", "1MiB"))
+}
+
+func TestManyReadersOfABlockFetchItOnce(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	disk := randomBytes(1, 8*mib)
+	m := h.mount(h.ok("snapshot", "create", h.image(disk)), "--no-hydrate")
+	m.read(7*mib, 1) // so that the leaf is there
+	gate.count("GET data")
+	gate.close(gets("packs"))
+	const readers = 16
+	done := make(chan []byte, readers)
+	for i := range readers {
+		f := m.open(os.O_RDONLY)
+		go func() {
+			p := make([]byte, 100)
+			if _, err := f.ReadAt(p, int64(2*mib+i*20*kib)); err != nil {
+				t.Error(err)
+			}
+			done <- p
+		}()
+	}
+	waitFor(t, "a reader waits for the store", 10*time.Second, func() bool { return gate.holding() > 0 })
+	time.Sleep(200 * time.Millisecond)
+	gate.open()
+	for range readers {
+		<-done
+	}
+	// Readahead may have asked for what follows.
+	if n := gate.count("GET data"); n > 3 {
+		t.Errorf("%d readers of one block fetched %d times", readers, n)
+	}
+	m.equals(disk)
+}

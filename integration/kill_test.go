@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestKilledDaemonLosesNoAcknowledgedWrite(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	disk := diskBytes(1, 16*mib)
+	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
+	m := h.mount(vol)
+	r := newRand(3)
+	for range 5 {
+		f := m.open(os.O_RDWR)
+		for range 40 {
+			off := r.IntN(len(disk) - 128*kib)
+			p := disk[off : off+1+r.IntN(128*kib)]
+			fill(r, p)
+			if _, err := f.WriteAt(p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.kill()
+		if _, err := f.ReadAt(make([]byte, 1), 0); err == nil {
+			t.Error("a read succeeds without a daemon")
+		}
+		m = m.again(vol) // on the dead mountpoint
+		m.equals(disk)
+	}
+	snap := h.ok("snapshot", "create", vol)
+	sameBytes(t, "the snapshot", newHost(t, h.store).exported(snap), disk)
+}
+
+// A daemon that is killed in the middle of a snapshot leaves it committed, or
+// not there; the volume and its next snapshot have every change.
+func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
+	t.Parallel()
+	for _, reply := range []bool{false, true} { // killed before the request arrives, or after
+		for _, kind := range []string{"intents", "packs", "leaves", "pins", "outcomes"} {
+			committed := reply && kind == "outcomes"
+			t.Run(kind+" arrived: "+strconv.FormatBool(reply), func(t *testing.T) {
+				t.Parallel()
+				s, gate := newGatedStore(t)
+				h := newHost(t, s)
+				disk := diskBytes(1, 12*mib)
+				first := h.ok("snapshot", "create", h.image(disk))
+				vol := h.ok("volume", "create", "--snapshot", first)
+				m := h.mount(vol)
+				fill(newRand(2), disk[2*mib:7*mib+100])
+				m.write(disk[2*mib:7*mib+100], 2*mib)
+				cut := string(disk)
+
+				if reply {
+					gate.closeReplies(puts(kind))
+				} else {
+					gate.close(puts(kind))
+				}
+				create := h.begin("snapshot", "create", vol)
+				waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
+				if kind != "intents" { // after it, writes are those of the next snapshot
+					copy(disk[5*mib:], "written after the cut")
+					m.write(disk[5*mib:5*mib+100], 5*mib)
+				}
+				m.kill()
+				create.wait().failed(t, 1)
+				gate.open()
+
+				m = m.again(vol)
+				m.equals(disk)
+				h.waitSettled()
+				listed := h.list()
+				if want := map[bool]int{false: 1, true: 2}[committed]; len(listed) != want {
+					t.Fatalf("list shows %+v, want %d snapshots", listed, want)
+				}
+				if committed {
+					sameBytes(t, "the snapshot", h.exported(listed[1].SnapshotId), []byte(cut))
+					if root := m.status().Root; root != listed[1].SnapshotId {
+						t.Errorf("the volume's root is %s", root)
+					}
+				}
+				m.equals(disk)
+				next := h.ok("snapshot", "create", vol)
+				sameBytes(t, "the next snapshot", h.exported(next), disk)
+				m.equals(disk)
+				m.unmount()
+				m = m.again(vol)
+				m.equals(disk)
+
+				m.unmount()
+				for _, info := range h.list() {
+					h.ok("snapshot", "delete", info.SnapshotId)
+				}
+				h.ok("volume", "delete", vol)
+				h.ok("gc")
+				s.isEmpty(t)
+			})
+		}
+	}
+}
+
+func TestKilledDaemonUnderFioKeepsWhatWasSynced(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	vol := h.ok("volume", "create", "--size", "128MiB")
+	device := h.attach(vol)
+	tool(t, "mkfs.ext4", "-q", device)
+	dir := mountFS(t, device, "rw")
+	realFiles(t, dir, "fmt", "net")
+	tool(t, "sync", "-f", dir)
+	want := t.TempDir()
+	tool(t, "cp", "-a", dir+"/.", want)
+
+	load := exec.Command("fio", "--name=load", "--directory="+dir, "--size=16M", "--rw=randwrite", "--bs=16k", "--fsync=16", "--runtime=20", "--time_based", "--minimal")
+	if err := load.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	h.mounted(filepath.Join(h.state, "attached", vol)).kill()
+	_ = load.Wait() // it fails
+	tool(t, "umount", "-l", dir)
+
+	device = h.attach(vol)
+	tool(t, "e2fsck", "-p", device)
+	tool(t, "e2fsck", "-f", "-n", device)
+	dir = mountFS(t, device, "rw")
+	for _, p := range []string{"fmt", "net"} {
+		sameFiles(t, filepath.Join(dir, p), filepath.Join(want, p))
+	}
+	umount(t, dir)
+}
+
+func TestSnapshotOfAnUnmountedVolumeSurvivesItsKill(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	vol := h.ok("volume", "create", "--size", "8MiB")
+	disk := randomBytes(1, 8*mib)
+	m := h.mount(vol)
+	m.write(disk, 0)
+	m.unmount()
+	for _, kind := range []string{"packs", "outcomes"} {
+		gate.closeReplies(puts(kind))
+		create := h.begin("snapshot", "create", vol)
+		waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
+		create.signal(9)
+		create.wait()
+		gate.open()
+	}
+	snap := strings.TrimSpace(h.ok("snapshot", "create", vol))
+	sameBytes(t, "the snapshot", h.exported(snap), disk)
+	h.waitSettled()
+	if listed := h.list(); len(listed) != 2 { // the one whose reply was lost, and this
+		t.Errorf("list: %+v", listed)
+	}
+}

@@ -1,0 +1,131 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// ErrFull: this host may cache no more clean bytes.
+var ErrFull = errors.New("the cache is full")
+
+// Plan returns the runs of blocks that this host lacks in the first leaf at or
+// after the given one in which the root has data, and the leaf to go on with;
+// io.EOF when there is none. An error in reading the leaf comes with the leaf
+// to go on with, too.
+func (d *Device) Plan(ctx context.Context, leaf int64) (runs []manifest.Run, next int64, err error) {
+	v := d.view.acquire()
+	defer v.release()
+	at, ok := v.nextLeaf(leaf)
+	if !ok {
+		return nil, 0, io.EOF
+	}
+	blocks := make([]int64, v.image.Geometry().LeafLen(at.Leaf))
+	for i := range blocks {
+		blocks[i] = at.Leaf*manifest.LeafBlocks + int64(i)
+	}
+	runs, err = d.lacking(ctx, v, blocks)
+	if err != nil {
+		return nil, at.Leaf + 1, fmt.Errorf("plan hydration: %w", err)
+	}
+	return runs, at.Leaf + 1, nil
+}
+
+// lacking returns, as runs, those of the blocks, ascending, that the root has
+// and this host lacks. Not among them are those of which a snapshot is being
+// made: their clean copies are the snapshot's to write.
+func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manifest.Run, error) {
+	var lacked []int64
+	var refs []manifest.Ref
+	for _, block := range blocks {
+		ref, err := d.ref(ctx, v.image, block)
+		if err != nil {
+			return nil, err
+		}
+		if ref.IsHole() {
+			continue
+		}
+		layer, _ := d.place(block)
+		has, err := layer.Has(block)
+		if err != nil {
+			return nil, err
+		}
+		own := d.writes != nil && layer == d.writes.clean
+		if has || own && v.seals(block, d.geometry.BlockSize) {
+			continue
+		}
+		lacked, refs = append(lacked, block), append(refs, ref)
+	}
+	return manifest.GroupRuns(lacked, refs, maxRunGap, maxRunSpan), nil
+}
+
+// Warm fetches blocks, ascending, in the background and keeps them. It looks
+// them up anew: some may have arrived since they were planned, and a snapshot
+// may have moved the root on. If some fail it still keeps the others. ErrFull:
+// there is no room.
+func (d *Device) Warm(ctx context.Context, blocks []int64) error {
+	for {
+		v := d.view.acquire()
+		err := d.warm(ctx, v, blocks)
+		now := d.view.acquire()
+		same := now.image == v.image
+		now.release()
+		v.release()
+		if err != nil || same {
+			return err
+		}
+		// A commit came in between, and some blocks may not have been kept.
+	}
+}
+
+func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
+	if d.host.Room != nil {
+		if err := d.host.Room(); err != nil {
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
+	}
+	if v.image == nil {
+		return nil
+	}
+	if err := d.trusted(); err != nil {
+		return err
+	}
+	runs, err := d.lacking(ctx, v, blocks)
+	for _, run := range runs {
+		if runErr := d.warmRun(ctx, v, run); err == nil {
+			err = runErr
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case err != nil && ctx.Err() == nil:
+		d.stats.note(err)
+	}
+	return err
+}
+
+// warmRun fetches and keeps the blocks of one run.
+func (d *Device) warmRun(ctx context.Context, v *view, run manifest.Run) error {
+	buffer := d.buffers.Get().(*[]byte)
+	defer d.buffers.Put(buffer)
+	block := (*buffer)[:d.geometry.BlockSize]
+	_, n := run.Span()
+	d.stats.fetchedBytes.Add(n)
+	var failed error
+	// It reports each block's fate, so that its own error is not news.
+	_ = d.background.ReadRun(ctx, run.Refs, func(int) []byte { return block }, func(i int, err error) {
+		if err == nil {
+			d.stats.heal()
+			err = d.keep(v, run.Blocks[i], block)
+		}
+		if err != nil && failed == nil {
+			failed = fmt.Errorf("hydrate block %d: %w", run.Blocks[i], err)
+		}
+	})
+	return failed
+}

@@ -347,22 +347,33 @@ func mountDir(t *testing.T, uid int) string {
 }
 
 // letAllMount lets any user open /dev/fuse until the test is over, as
-// distributions do for good; minimal systems leave it to root.
+// distributions do for good; minimal systems leave it to root. Of several test
+// runs at once, none may take that away from another: each holds a lock.
 func letAllMount(t *testing.T) {
 	t.Helper()
-	const device = "/dev/fuse"
-	st, err := os.Stat(device)
+	fuse, err := os.Open("/dev/fuse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { fuse.Close() }) // and with it the lock
+	if err := unix.Flock(int(fuse.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	st, err := fuse.Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st.Mode().Perm() == 0o666 {
 		return
 	}
-	if err := os.Chmod(device, 0o666); err != nil {
+	if err := fuse.Chmod(0o666); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.Chmod(device, st.Mode().Perm()); err != nil {
+		if unix.Flock(int(fuse.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			return // others need it
+		}
+		if err := fuse.Chmod(st.Mode().Perm()); err != nil {
 			t.Error(err)
 		}
 	})

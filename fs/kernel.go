@@ -99,7 +99,7 @@ func connectByHelper(dir string, o mountOptions) (*os.File, error) {
 // receiveFile takes a file descriptor out of a socket whose other end is closed.
 func receiveFile(socket *os.File) (*os.File, error) {
 	data, control := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), data, control, 0)
+	_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), data, control, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("recvmsg", err)
 	}

@@ -226,6 +226,21 @@ func TestUnmount(t *testing.T) {
 	}
 }
 
+func TestUnmountOfAMountThatIsGone(t *testing.T) {
+	d := start(t, daemonConfig{Size: 1 << 20})
+	if err := unix.Unmount(d.dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(d.dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, lazy := range []bool{false, true} {
+		if u := d.unmount(lazy); u.Err != "" {
+			t.Errorf("lazily %t: %s", lazy, u.Err)
+		}
+	}
+}
+
 func TestUnmountByAnotherProcess(t *testing.T) {
 	for _, uid := range []int{0, nobody} {
 		d := start(t, daemonConfig{Size: 1 << 20, Options: mountOptions{AllowOther: uid == 0}, uid: uid, dir: mountDir(t, nobody)})
@@ -324,8 +339,9 @@ func TestChildrenDoNotInheritTheConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range files {
-			if target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", child, f.Name())); err != nil || target == "/dev/fuse" {
-				t.Errorf("child's file %s is %s, %v", f.Name(), target, err)
+			target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", child, f.Name()))
+			if target == "/dev/fuse" || err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatalf("child's file %s is %s, %v", f.Name(), target, err)
 			}
 		}
 		d.kill()

@@ -17,7 +17,7 @@ const subtype = "lazyvol"
 
 // mountPoint is a line of /proc/self/mountinfo (see proc_pid_mountinfo(5)).
 type mountPoint struct {
-	id     int    // unique among the mounts that exist now
+	id     int    // unique among the mounts that exist now, used again later
 	dev    string // major:minor of the filesystem
 	path   string // where it is mounted
 	fsType string

@@ -31,16 +31,28 @@ func (s *Server) Unmount() error { return s.unmount(false) }
 func (s *Server) UnmountLazy() error { return s.unmount(true) }
 
 func (s *Server) unmount(lazy bool) error {
-	_, there, err := mountByID(s.mount.id)
-	if err != nil || !there {
+	if gone, err := s.gone(); gone || err != nil {
 		return err
 	}
 	top, _, err := mountAt(s.mount.path)
+	switch {
+	case err != nil:
+	case top == s.mount:
+		err = unmount(s.mount.path, lazy)
+	default:
+		err = fmt.Errorf("unmount %s: %w: %s is mounted over it", s.mount.path, ErrBusy, top.source)
+	}
 	if err != nil {
-		return err
+		if gone, _ := s.gone(); gone { // somebody else was faster
+			return nil
+		}
 	}
-	if top.id != s.mount.id {
-		return fmt.Errorf("unmount %s: %w: %s is mounted over it", s.mount.path, ErrBusy, top.source)
-	}
-	return unmount(s.mount.path, lazy)
+	return err
+}
+
+// gone reports whether the mount exists no more. Its number alone does not
+// tell, as another mount may have it by now.
+func (s *Server) gone() (bool, error) {
+	now, there, err := mountByID(s.mount.id)
+	return err == nil && (!there || now != s.mount), err
 }

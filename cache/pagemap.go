@@ -39,13 +39,16 @@ const (
 // A pageMap is the state of every page of a device. Lookups take no lock and
 // allocate nothing. Changes and freeze exclude each other by the owner's lock.
 //
-// It has two levels: chunks of pointers to regions, a missing chunk or region
-// being absent throughout. Regions that are uniformly data or zero share one
-// region each, so discarding a whole device stores one pointer per 16 MiB.
+// It has two levels: chunks of pointers to regions. A missing chunk or region is
+// absent throughout, and all that are data throughout, or zero, are one and the same:
+// discarding a whole device stores one pointer for each 64 GiB.
 type pageMap struct {
-	pages   int64
-	chunks  []atomic.Pointer[chunk]
-	uniform [Zero + 1]*region // shared, never changed; none for Absent
+	pages  int64
+	chunks []atomic.Pointer[chunk]
+
+	// What is uniformly in a state: shared, never changed, nil for Absent.
+	uniformChunk  [Zero + 1]*chunk
+	uniformRegion [Zero + 1]*region
 
 	// marked counts the pages that are not absent. Changed by the writer only,
 	// atomic for readers.
@@ -75,12 +78,19 @@ func newPageMap(pages int64) *pageMap {
 	for _, s := range []PageState{Data, Zero} {
 		r := new(region) // of epoch 0, so never changed
 		r.set(0, regionPages, s)
-		m.uniform[s] = r
+		c := new(chunk)
+		for i := range c {
+			c[i].Store(r)
+		}
+		m.uniformRegion[s], m.uniformChunk[s] = r, c
 	}
 	return m
 }
 
 func (m *pageMap) regions() int64 { return ceilDiv(m.pages, regionPages) }
+
+// regionsIn is the number of regions of a chunk, fewer of the last one.
+func (m *pageMap) regionsIn(ci int64) int64 { return min(chunkRegions, m.regions()-ci*chunkRegions) }
 
 // region returns nil for a region that is absent throughout.
 func (m *pageMap) region(i int64) *region {
@@ -110,7 +120,7 @@ func (m *pageMap) run(page, limit int64) (PageState, int64) {
 	for n < limit {
 		at := page + n
 		i, lo := at/regionPages, int(at%regionPages)
-		if s == Absent && lo == 0 && i%chunkRegions == 0 && m.chunks[i/chunkRegions].Load() == nil {
+		if lo == 0 && i%chunkRegions == 0 && m.chunks[i/chunkRegions].Load() == m.uniformChunk[s] {
 			n += chunkRegions * regionPages
 			continue
 		}
@@ -131,7 +141,7 @@ func (m *pageMap) runIn(r *region, lo int, s PageState) int {
 			return regionPages - lo
 		}
 		return 0
-	case r == m.uniform[s]: // never for Absent: that entry is nil
+	case r == m.uniformRegion[s]: // never for Absent: that entry is nil
 		return regionPages - lo
 	default:
 		return r.run(lo, s)
@@ -156,16 +166,36 @@ func (m *pageMap) set(first, n int64, s PageState) {
 		n = m.regions()*regionPages - first
 	}
 	for n > 0 {
-		lo := first % regionPages
+		i, lo := first/regionPages, first%regionPages
 		k := min(n, regionPages-lo)
-		m.setIn(first/regionPages, int(lo), int(k), s)
+		ci := i / chunkRegions
+		if whole := m.regionsIn(ci) * regionPages; first == ci*chunkRegions*regionPages && n >= whole {
+			m.setChunk(ci, s)
+			k = whole
+		} else {
+			m.setRegion(i, int(lo), int(k), s)
+		}
 		first += k
 		n -= k
 	}
 }
 
-// setIn changes n pages of region i from its page lo on.
-func (m *pageMap) setIn(i int64, lo, n int, s PageState) {
+// setChunk changes all pages of a chunk.
+func (m *pageMap) setChunk(ci int64, s PageState) {
+	before := 0
+	if c := m.chunks[ci].Load(); c != nil {
+		for i := range m.regionsIn(ci) {
+			if r := c[i].Load(); r != nil {
+				before += r.marked()
+			}
+		}
+	}
+	m.chunks[ci].Store(m.uniformChunk[s])
+	m.marked.Add(m.regionsIn(ci)*regionPages - int64(before))
+}
+
+// setRegion changes n pages of region i from its page lo on.
+func (m *pageMap) setRegion(i int64, lo, n int, s PageState) {
 	slot := m.slot(i)
 	old := slot.Load()
 	before := 0
@@ -175,7 +205,7 @@ func (m *pageMap) setIn(i int64, lo, n int, s PageState) {
 	r := old
 	switch {
 	case n == regionPages:
-		r = m.uniform[s]
+		r = m.uniformRegion[s]
 	case old == nil:
 		r = &region{epoch: m.epoch}
 	case old.epoch != m.epoch:
@@ -184,7 +214,7 @@ func (m *pageMap) setIn(i int64, lo, n int, s PageState) {
 	if n < regionPages {
 		r.set(lo, n, s)
 		if r.count[s] == regionPages {
-			r = m.uniform[s]
+			r = m.uniformRegion[s]
 		}
 	}
 	if r != old {
@@ -218,12 +248,19 @@ func (m *pageMap) load(i int64, r *region) error {
 	return nil
 }
 
-// slot is where the pointer to region i lies.
+// slot is where the pointer to region i lies, for changing it.
 func (m *pageMap) slot(i int64) *atomic.Pointer[region] {
-	c := m.chunks[i/chunkRegions].Load()
-	if c == nil {
-		c = new(chunk)
-		m.chunks[i/chunkRegions].Store(c)
+	at := &m.chunks[i/chunkRegions]
+	c := at.Load()
+	if c == nil || c == m.uniformChunk[Data] || c == m.uniformChunk[Zero] {
+		own := new(chunk)
+		if c != nil {
+			for j := range c {
+				own[j].Store(c[j].Load())
+			}
+		}
+		at.Store(own)
+		c = own
 	}
 	return &c[i%chunkRegions]
 }
@@ -260,8 +297,8 @@ func (m *pageMap) present() iter.Seq2[int64, *region] {
 			if c == nil {
 				continue
 			}
-			for ri := range c {
-				if r := c[ri].Load(); r != nil && !yield(int64(ci)*chunkRegions+int64(ri), r) {
+			for ri := range m.regionsIn(int64(ci)) {
+				if r := c[ri].Load(); r != nil && !yield(int64(ci)*chunkRegions+ri, r) {
 					return
 				}
 			}

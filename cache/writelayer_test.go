@@ -254,7 +254,9 @@ func TestDiscardOfAWholeHugeDeviceIsQuick(t *testing.T) {
 	must(t, w.WriteAt(fill('a', 3*page), size/2/page*page))
 	start := time.Now()
 	must(t, w.Zero(0, size))
-	if took := time.Since(start); took > 500*time.Millisecond { // on a slow and busy machine; 15 ms alone
+	// It takes milliseconds, on a busy machine with the race detector up to a second.
+	// Anything done for each of the four billion pages takes minutes.
+	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("took %v", took)
 	}
 	if w.DirtyBytes() != size {
@@ -359,12 +361,12 @@ func TestInterruptedRemovalLeavesALayerOrNone(t *testing.T) {
 // A full disk fails writes and not syncs: they find what they need reserved.
 func TestSyncNeedsNoSpace(t *testing.T) {
 	full := &fullFS{FS: vfs.OS()}
-	full.left.Store(20 * mib)
-	w, err := CreateWriteLayer(full, filepath.Join(t.TempDir(), "w"), 64*mib, boot)
+	full.left.Store(2 * mib)
+	w, err := CreateWriteLayer(full, filepath.Join(t.TempDir(), "w"), 4*mib, boot)
 	must(t, err)
 	p := fill('a', page)
 	written := 0
-	for i := range int64(64 * mib / page) {
+	for i := range int64(4 * mib / page) {
 		err := w.WriteAt(p, i*page)
 		if err != nil {
 			if !errors.Is(err, syscall.ENOSPC) {
@@ -380,12 +382,12 @@ func TestSyncNeedsNoSpace(t *testing.T) {
 			must(t, w.Sync())
 		}
 	}
-	if written == 0 || written == 64*mib/page {
+	if written == 0 || written == 4*mib/page {
 		t.Errorf("%d pages written", written)
 	}
 	must(t, w.Sync())
 	full.left.Store(mib)
-	must(t, w.Zero(0, 64*mib))
+	must(t, w.Zero(0, 4*mib))
 	must(t, w.Sync())
 	must(t, w.Close())
 }
@@ -451,7 +453,7 @@ func (f hookFile) Sync() error {
 // A page written after a sync or rotation made data durable, and before it appends its
 // barrier or replaces the map, is not covered by it. But the next sync covers it.
 func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(20) {
 		for _, rotation := range []bool{false, true} {
 			for _, next := range []bool{false, true} {
 				c := vfs.NewCrash(seed)
@@ -496,7 +498,7 @@ func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
 // The nth call of a rotation fails, for every n. The writes go on, and a sync that
 // succeeds afterwards has told the truth.
 func TestRotationMayFailAnywhere(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(16) {
 		for n := 0; ; n++ {
 			c := vfs.NewCrash(seed)
 			w, err := CreateWriteLayer(c, "w", 4*page, boot)

@@ -52,7 +52,7 @@ func TestReadOnlyCredentialsReadWithAWarning(t *testing.T) {
 		"tag":     {"snapshot", "tag", snap, "a=b"},
 		"another": {"--store", s.server.URL(s.bucket, "other"), "init"},
 	} {
-		t.Run(what, func(t *testing.T) { reader.fails(1, []string{"denied"}, args...) })
+		t.Run(what, func(t *testing.T) { reader.in(t).fails(1, []string{"denied"}, args...) })
 	}
 	if out := reader.ok("volume", "list"); out != "" {
 		t.Errorf("the refused volumes are listed: %q", out)

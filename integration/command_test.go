@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,8 +36,8 @@ func TestWrongCommandLinesAreUsageErrors(t *testing.T) {
 		{"mount", "--read-deadline", "-1s", "vol-00000000000000001", "/mnt"},
 		{"hydrate", "--pause", "--wait", "vol-00000000000000001"},
 	} {
-		t.Run(strings.Join(args, " ")[:min(40, len(strings.Join(args, " ")))], func(t *testing.T) {
-			h.fails(2, nil, args...)
+		t.Run(fmt.Sprintf("%.40s", strings.Join(args, " ")), func(t *testing.T) {
+			h.in(t).fails(2, nil, args...)
 		})
 	}
 }

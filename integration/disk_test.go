@@ -162,15 +162,22 @@ func mountFS(t testing.TB, device, options string) (dir string) {
 	dir = t.TempDir()
 	tool(t, "mount", "-o", options, device, dir)
 	t.Cleanup(func() {
-		mounts, err := mountsUnder(filepath.Dir(dir))
-		if err != nil {
-			t.Error(err)
-		}
-		if slices.Contains(mounts, dir) {
+		if isMountpoint(t, dir) {
 			umount(t, dir)
 		}
 	})
 	return dir
+}
+
+// isMountpoint reports whether something is mounted on a directory, if only by
+// a daemon that was killed.
+func isMountpoint(t testing.TB, dir string) bool {
+	t.Helper()
+	mounts, err := mountsUnder(filepath.Dir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Contains(mounts, dir)
 }
 
 // umount takes a filesystem away.

@@ -39,6 +39,13 @@ func newHost(t testing.TB, s *store) *host {
 	return h
 }
 
+// in returns the same host for use in a subtest.
+func (h *host) in(t testing.TB) *host {
+	same := *h
+	same.t = t
+	return &same
+}
+
 // A result is how a command ended.
 type result struct {
 	args   []string

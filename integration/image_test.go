@@ -157,6 +157,7 @@ func TestSnapshotOfAnySizeRestores(t *testing.T) {
 	h := newHost(t, nil)
 	for _, size := range []int{0, 512, pageSize - 512, pageSize + 512, blockSize, blockSize + 512, 2*blockSize - 512, 3 * mib} {
 		t.Run(strconv.Itoa(size), func(t *testing.T) {
+			h := h.in(t)
 			disk := randomBytes(uint64(size), size)
 			snap := h.ok("snapshot", "create", h.image(disk))
 			sameBytes(t, "the export", h.exported(snap), disk)

@@ -5,7 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -28,9 +28,6 @@ func TestKilledDaemonLosesNoAcknowledgedWrite(t *testing.T) {
 			}
 		}
 		m.kill()
-		if _, err := f.ReadAt(make([]byte, 1), 0); err == nil {
-			t.Error("a read succeeds without a daemon")
-		}
 		m = m.again(vol) // on the dead mountpoint
 		m.equals(disk)
 	}
@@ -136,27 +133,32 @@ func TestKilledDaemonUnderFioKeepsWhatWasSynced(t *testing.T) {
 	umount(t, dir)
 }
 
-func TestSnapshotOfAnUnmountedVolumeSurvivesItsKill(t *testing.T) {
+func TestKilledSnapshotOfAnUnmountedVolumeIsSettledByTheNext(t *testing.T) {
 	t.Parallel()
-	s, gate := newGatedStore(t)
-	h := newHost(t, s)
-	vol := h.ok("volume", "create", "--size", "8MiB")
-	disk := randomBytes(1, 8*mib)
-	m := h.mount(vol)
-	m.write(disk, 0)
-	m.unmount()
-	for _, kind := range []string{"packs", "outcomes"} {
-		gate.closeReplies(puts(kind))
-		create := h.begin("snapshot", "create", vol)
-		waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
-		create.signal(9)
-		create.wait()
-		gate.open()
-	}
-	snap := strings.TrimSpace(h.ok("snapshot", "create", vol))
-	sameBytes(t, "the snapshot", h.exported(snap), disk)
-	h.waitSettled()
-	if listed := h.list(); len(listed) != 2 { // the one whose reply was lost, and this
-		t.Errorf("list: %+v", listed)
+	for kind, snapshots := range map[string]int{"packs": 1, "outcomes": 2} { // the last one's reply was lost
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s, gate := newGatedStore(t)
+			h := newHost(t, s)
+			vol := h.ok("volume", "create", "--size", "8MiB")
+			disk := randomBytes(1, 8*mib)
+			m := h.mount(vol)
+			m.write(disk, 0)
+			m.unmount()
+			gate.closeReplies(puts(kind))
+			create := h.begin("snapshot", "create", vol)
+			waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
+			create.signal(syscall.SIGKILL)
+			create.wait()
+			gate.open()
+			h.ok("snapshot", "create", vol)
+			listed := h.list()
+			if len(listed) != snapshots {
+				t.Errorf("list: %+v, want %d", listed, snapshots)
+			}
+			for _, info := range listed {
+				sameBytes(t, info.SnapshotId, h.exported(info.SnapshotId), disk)
+			}
+		})
 	}
 }

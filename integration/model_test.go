@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -99,12 +98,6 @@ func (m *model) open() {
 	m.buffered, m.direct = m.mount.open(os.O_RDWR), m.mount.open(os.O_RDWR|unix.O_DIRECT)
 }
 
-func (m *model) close() {
-	if err := errors.Join(m.buffered.Close(), m.direct.Close()); err != nil {
-		m.t.Fatal(err)
-	}
-}
-
 // span draws a range of the device. Direct ones are in sectors.
 func (m *model) span(direct bool, longest int) (off, n int) {
 	off = m.r.IntN(len(m.bytes))
@@ -146,8 +139,10 @@ func (m *model) step() {
 		m.snapshot()
 	case n < 990:
 		m.remount((*mount).unmount)
+		m.checkAll()
 	case n < 994:
 		m.remount((*mount).kill)
+		m.checkAll()
 	case n < 998:
 		m.killWhileWriting()
 	default:
@@ -163,6 +158,15 @@ func (m *model) read() {
 		m.t.Fatalf("step %d: read: %v", m.steps, err)
 	}
 	sameBytes(m.t, fmt.Sprintf("step %d: read of %d+%d (direct: %t)", m.steps, off, n, direct), p, m.bytes[off:off+n])
+}
+
+// checkAll compares all of the device.
+func (m *model) checkAll() {
+	got := make([]byte, len(m.bytes))
+	if _, err := m.buffered.ReadAt(got, 0); err != nil {
+		m.t.Fatalf("step %d: read all: %v", m.steps, err)
+	}
+	sameBytes(m.t, fmt.Sprintf("step %d: the device", m.steps), got, m.bytes)
 }
 
 // random returns n bytes: random, or the same over and over.
@@ -219,8 +223,8 @@ func (m *model) checkSnapshots() {
 	clear(m.snaps)
 }
 
+// remount ends the mount and mounts again.
 func (m *model) remount(end func(*mount)) {
-	m.close()
 	end(m.mount)
 	m.mount = m.mount.again(m.vol, m.hydration()...)
 	m.open()
@@ -246,20 +250,13 @@ func (m *model) killWhileWriting() {
 			if !m.killed.Load() {
 				m.t.Fatalf("step %d: write: %v", m.steps, err)
 			}
-			<-done
-			m.remountDead()
+			m.remount(func(*mount) { <-done })
 			m.adopt(off, p)
+			m.checkAll()
 			return
 		}
 		copy(m.bytes[off:], p)
 	}
-}
-
-// remountDead mounts again after the daemon was killed with the files open.
-func (m *model) remountDead() {
-	m.close()
-	m.mount = m.mount.again(m.vol, m.hydration()...)
-	m.open()
 }
 
 // adopt takes over what became of a write of p that failed.
@@ -275,7 +272,8 @@ func (m *model) adopt(off int, p []byte) {
 	for at := 0; at < len(got); at += sector {
 		to := min(at+sector, len(got))
 		if now := got[at:to]; !bytes.Equal(now, m.bytes[start+at:start+to]) && !bytes.Equal(now, written[at:to]) {
-			m.t.Fatalf("step %d: after a kill, the sector at %d is neither old nor new", m.steps, start+at)
+			m.t.Fatalf("step %d: after a kill in a write of %d+%d, the sector at %d is neither old nor new:\n%x\nold\n%x\nnew\n%x",
+				m.steps, off, len(p), start+at, now, m.bytes[start+at:start+to], written[at:to])
 		}
 	}
 	copy(m.bytes[start:], got)
@@ -290,10 +288,11 @@ func (m *model) killWhileSnapshotting() {
 	}
 	create := m.h.begin("snapshot", "create", m.vol)
 	time.Sleep(time.Duration(m.r.IntN(60)) * time.Millisecond)
-	m.mount.kill()
+	m.remount((*mount).kill)
+	m.checkAll()
 	r := create.wait()
-	m.remountDead()
 	m.h.waitSettled()
+	m.checkAll()
 	made := ""
 	for _, info := range m.h.list() {
 		if !before[info.SnapshotId] {
@@ -321,10 +320,10 @@ func (h *host) waitSettled() {
 
 // finish checks everything one last time.
 func (m *model) finish() {
-	m.mount.equals(m.bytes)
+	m.checkAll()
 	m.snapshot()
 	m.checkSnapshots()
 	m.remount((*mount).unmount)
-	m.mount.equals(m.bytes)
+	m.checkAll()
 	m.t.Logf("%d steps", m.steps)
 }

@@ -18,9 +18,8 @@ import (
 type mount struct {
 	h     *host
 	dir   string
-	image string // the file
-	pid   int    // of the daemon
-	gone  bool
+	image string     // the file
+	pid   int        // of the daemon
 	files []*os.File // opened by open
 }
 
@@ -84,10 +83,10 @@ func (h *host) mounted(dir string) *mount {
 
 // cleanup takes the mount away at the end of a test, by force if need be.
 func (m *mount) cleanup() {
-	if m.gone {
+	m.closeFiles()
+	if !isMountpoint(m.h.t, m.dir) {
 		return
 	}
-	m.closeFiles()
 	if m.h.t.Failed() {
 		m.showLog()
 	}
@@ -126,7 +125,7 @@ func (m *mount) unmount() {
 	m.h.t.Helper()
 	m.closeFiles()
 	m.h.ok("unmount", m.dir)
-	m.waitGone()
+	m.waitEnd()
 }
 
 // kill kills the daemon, which leaves the mountpoint dead.
@@ -135,13 +134,12 @@ func (m *mount) kill() {
 	if err := syscall.Kill(m.pid, syscall.SIGKILL); err != nil {
 		m.h.t.Fatalf("kill the daemon %d: %v", m.pid, err)
 	}
-	m.waitGone()
+	m.waitEnd()
 }
 
-// waitGone waits until the daemon has ended.
-func (m *mount) waitGone() {
+// waitEnd waits until the daemon has ended.
+func (m *mount) waitEnd() {
 	m.h.t.Helper()
-	m.gone = true
 	waitFor(m.h.t, fmt.Sprintf("the daemon %d ends", m.pid), 20*time.Second, func() bool {
 		return errors.Is(syscall.Kill(m.pid, 0), syscall.ESRCH)
 	})

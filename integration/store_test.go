@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -154,18 +156,25 @@ func newGatedStore(t testing.TB) (*store, *gate) {
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Read now: a client that leaves is only noticed after its body.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		if g.wait(r, func() func(*http.Request) bool { return g.closed }) {
 			g.counted(r, bucket)
 			proxy.ServeHTTP(w, r)
 		}
 	}))
 	t.Cleanup(front.Close)
-	t.Cleanup(g.open)
 	env := append(server.Env(), "AWS_ENDPOINT_URL="+front.URL, "AWS_ENDPOINT_URL_S3="+front.URL)
-	return initStore(t, &store{
+	s := initStore(t, &store{
 		url: server.URL(bucket, "p"), env: env, files: filepath.Join(server.Dir, bucket, "p"),
 		server: server, bucket: bucket,
-	}), g
+	})
+	t.Cleanup(g.open) // before the store is verified
+	return s, g
 }
 
 // wait waits while the gate is closed for r, whose request or reply it is; it

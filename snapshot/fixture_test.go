@@ -57,6 +57,12 @@ func newWorldIn(t testing.TB, objects blockstore.Store) *world {
 // reopen returns the store as another host sees it, with nothing cached.
 func (w *world) reopen() *snapshot.Store { return snapshot.New(w.faults) }
 
+// in returns the world for another test, with nothing amiss.
+func (w *world) in(t testing.TB) *world {
+	faults := blockstoretest.NewFaulty(w.faults)
+	return &world{t: t, ctx: t.Context(), faults: faults, store: snapshot.New(faults), lineage: w.lineage}
+}
+
 // plan returns the plan of a snapshot of d.
 func (w *world) plan(parent *snapshot.Image, d *device) snapshot.Plan {
 	p := snapshot.NewPlan(w.lineage)
@@ -255,6 +261,16 @@ func (d *device) punched(blocks ...int64) *device {
 	return c
 }
 
+// sparse returns a device of a number of leaves, with one small block in each.
+func sparse(leaves int64) *device {
+	d := newDevice(leaves * leafBytes)
+	var blocks []int64
+	for leaf := range leaves {
+		blocks = append(blocks, leaf*manifest.LeafBlocks)
+	}
+	return d.tiny(1, blocks...)
+}
+
 // span lists the blocks from first to before end.
 func span(first, end int64) []int64 {
 	var blocks []int64
@@ -328,15 +344,13 @@ func (d *device) whole() snapshot.Source {
 	}
 }
 
-// keysOf lists the calls of one kind, as their first key with ids left out.
-func keysOf(calls []blockstoretest.Call, op blockstoretest.Op) []string {
-	var keys []string
-	for _, c := range calls {
-		if c.Op == op {
-			parts := strings.Split(c.Keys[0], "/")
-			keys = append(keys, strings.Join(slices.DeleteFunc(parts, func(p string) bool { return strings.HasPrefix(p, "snap-") }), "/"))
-		}
+// calls lists the calls made, without the ids of snapshots in their keys.
+func (w *world) calls() []string {
+	var names []string
+	for _, c := range w.faults.Calls() {
+		parts := strings.Split(c.Keys[0], "/")
+		parts = slices.DeleteFunc(parts, func(p string) bool { return strings.HasPrefix(p, "snap-") })
+		names = append(names, string(c.Op)+" "+strings.Join(parts, "/"))
 	}
-	slices.Sort(keys)
-	return keys
+	return names
 }

@@ -1,12 +1,12 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -78,35 +78,30 @@ func (s *Store) Unpin(ctx context.Context, id manifest.SnapshotID, holder string
 // is the holder's to call.
 func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Image, error) {
 	img := &Image{objects: s.objects}
+	refused := h.ID == "" // there is no pin, for certain
 	// These are independent, so they share their round trips. None is
 	// cancelled for another's failure: whether the pin was made must be known.
-	var g errgroup.Group
-	g.Go(func() error {
-		_, err := s.ID(ctx)
-		return err
-	})
-	g.Go(func() error {
-		_, err := s.Lineage(ctx, id.Lineage)
-		return err
-	})
-	refused := h.ID == "" // there is no pin, for certain
-	g.Go(func() error {
+	// Of several errors the first in this order tells most.
+	var errs [4]error
+	var asking sync.WaitGroup
+	asking.Go(func() { _, errs[0] = s.ID(ctx) })
+	asking.Go(func() { _, errs[1] = s.Lineage(ctx, id.Lineage) })
+	asking.Go(func() {
 		if h.ID == "" {
-			return s.checkTombstone(ctx, id)
+			errs[2] = s.checkTombstone(ctx, id)
+			return
 		}
 		err := s.Pin(ctx, id, h)
+		img.Pinned = err == nil
 		if errors.Is(err, blockstore.ErrDenied) {
 			refused = true
-			return s.checkTombstone(ctx, id)
+			err = s.checkTombstone(ctx, id)
 		}
-		img.Pinned = err == nil
-		return err
+		errs[2] = err
 	})
-	g.Go(func() (err error) {
-		img.Outcome, img.Root, err = s.committed(ctx, id)
-		return err
-	})
-	err := g.Wait()
+	asking.Go(func() { img.Outcome, img.Root, errs[3] = s.committed(ctx, id) })
+	asking.Wait()
+	err := cmp.Or(errs[:]...)
 	if err == nil {
 		return img, nil
 	}

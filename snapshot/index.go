@@ -122,14 +122,24 @@ func (w *indexWriter) openLeaf(ctx context.Context, n int64, old *manifest.Leaf)
 			return nil, err
 		}
 	}
-	leaf := manifest.NewLeaf(w.attempt.plan.Geometry.LeafLen(n))
-	if old != nil {
-		for i := range old.Len() {
-			leaf.Set(i, old.Ref(i))
-		}
-	}
+	leaf := resized(old, w.attempt.plan.Geometry.LeafLen(n))
 	w.open = append(w.open, openLeaf{n, leaf})
 	return leaf, nil
+}
+
+// resized returns a copy of a leaf with a number of blocks that is not smaller;
+// nil is all holes.
+func resized(l *manifest.Leaf, blocks int) *manifest.Leaf {
+	if l != nil && l.Len() == blocks {
+		return l.Clone()
+	}
+	grown := manifest.NewLeaf(blocks)
+	if l != nil {
+		for i := range l.Len() {
+			grown.Set(i, l.Ref(i))
+		}
+	}
+	return grown
 }
 
 // finishPack sends the open pack and tells the leaves where its blocks lie.

@@ -20,12 +20,12 @@ import (
 // The promise that names numbers: states of 10, then 4 changed, then 2 added
 // units store 16 in all, and deleting the first frees the 4 that changed.
 func TestTenThenFourChangedThenTwoAdded(t *testing.T) {
-	const unit = 16 // blocks: a MiB, so that the units lie in few packs
+	const unit = 8 // blocks
 	w := newWorld(t)
 	first := newDevice(10*unit*testBlock).random(1, span(0, 10*unit)...)
 	changed := span(0, 0)
 	for i := range int64(4 * unit) {
-		changed = append(changed, i*2+3) // scattered over all packs
+		changed = append(changed, i*2+3) // scattered over the packs
 	}
 	second := first.random(2, changed...)
 	third := second.grown(12*unit*testBlock).random(3, span(10*unit, 12*unit)...)
@@ -75,11 +75,11 @@ func TestTenThenFourChangedThenTwoAdded(t *testing.T) {
 // rewritten before.
 func TestUniqueBytesIsWhatDeletingFrees(t *testing.T) {
 	w := newWorld(t)
-	base := newDevice(3*leafBytes).random(1, span(0, 50)...).tiny(1, span(1000, 1400)...).tiny(1, span(2100, 2110)...)
-	d1 := base.random(2, 3, 4, 5).tiny(2, span(1100, 1200)...)
-	d2 := d1.random(3, 4, 40).tiny(3, span(1150, 1250)...).punched(2105)
-	d3 := d2.tiny(4, span(1000, 1400)...).punched(span(0, 10)...)
-	branch := d1.tiny(5, 4, 1399, 2200)
+	base := newDevice(3*leafBytes).random(1, span(0, 20)...).tiny(1, span(1000, 1060)...).tiny(1, span(2100, 2110)...)
+	d1 := base.random(2, 3, 4, 5).tiny(2, span(1010, 1020)...)
+	d2 := d1.random(3, 4, 15).tiny(3, span(1015, 1025)...).punched(2105)
+	d3 := d2.tiny(4, span(1000, 1060)...).punched(span(0, 10)...)
+	branch := d1.tiny(5, 4, 1059, 2200)
 	s0 := w.create(nil, nil, base)
 	s1 := w.create(s0, base, d1)
 	s2 := w.create(s1, d1, d2)
@@ -146,9 +146,9 @@ func TestUniqueBytesOfWhatIsNotCommitted(t *testing.T) {
 // when packs have been rewritten.
 func TestReclaimWithNothingToDo(t *testing.T) {
 	w := newWorld(t)
-	base := newDevice(leafBytes).random(1, span(0, 60)...).tiny(1, span(60, 900)...)
+	base := newDevice(leafBytes).random(1, span(0, 10)...).tiny(1, span(10, 200)...)
 	one := w.create(nil, nil, base)
-	second := base.random(2, 1, 5, 9, 59).tiny(2, 100, 899)
+	second := base.random(2, 1, 5, 9).tiny(2, 100, 199)
 	two := w.create(one, base, second)
 	w.delete(one.ID())
 	if r := w.reclaim(); r.Bytes == 0 {
@@ -334,7 +334,7 @@ func TestReclaimTidies(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
-	if w.objects(manifest.MetaKey(img.ID())) == nil {
+	if len(w.objects(manifest.MetaKey(img.ID()))) == 0 {
 		t.Error("the tags of a live snapshot are gone")
 	}
 	w.mustHold(img, d)
@@ -409,8 +409,9 @@ func TestReclaimBeginsAgainWhenTheWorldMoved(t *testing.T) {
 // A damaged pack stands in the way of its own rewrite only.
 func TestReclaimKeepsADamagedPackAndGoesOn(t *testing.T) {
 	w := newWorld(t)
-	first := newDevice(600*testBlock).random(1, span(0, 600)...) // three packs
-	second := first.random(2, 0, 1, 300, 301, 590, 591)
+	// Three packs, for their leaves are too many to wait for fewer.
+	first := sparse(520)
+	second := first.tiny(2, 0, 300*manifest.LeafBlocks, 519*manifest.LeafBlocks)
 	one := w.create(nil, nil, first)
 	two := w.create(one, first, second)
 	w.delete(one.ID())

@@ -26,7 +26,7 @@ func devices() map[string]*device {
 			all[fmt.Sprintf("%d bytes that compress", size)] = d.tiny(1, some...)
 		}
 	}
-	all["dense"] = newDevice(1000*testBlock).random(1, span(0, 300)...).tiny(2, span(300, 700)...)
+	all["dense"] = newDevice(1000*testBlock).random(1, span(0, 270)...).tiny(2, span(300, 400)...)
 	for _, size := range []int64{16<<40 - 4096, 1 << 60, manifest.MaxDeviceSize} {
 		d := newDevice(size)
 		last := d.geometry.Blocks() - 1
@@ -104,7 +104,7 @@ func TestUploadStoresOnlyBlocksThatDifferByHash(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			w := &world{t: t, ctx: t.Context(), faults: w.faults, store: w.store, lineage: w.lineage}
+			w := w.in(t)
 			before := w.stored()
 			outcome, err := w.store.Create(w.ctx, w.plan(parent, c.d), c.from, nil)
 			if err != nil {
@@ -194,7 +194,7 @@ func TestHolesOfTheLargestDevice(t *testing.T) {
 // are about: more leaves than wait for one pack.
 func TestChangesScatteredOverManyLeaves(t *testing.T) {
 	w := newWorld(t)
-	const leaves = 600
+	const leaves = 300
 	base := newDevice(leaves * leafBytes)
 	blocks := make([]int64, leaves)
 	for i := range blocks {
@@ -202,15 +202,15 @@ func TestChangesScatteredOverManyLeaves(t *testing.T) {
 	}
 	base = base.tiny(1, blocks...)
 	one := w.create(nil, nil, base)
-	if one.Outcome.Packs != 3 {
-		t.Errorf("%d packs instead of 3 for %d leaves", one.Outcome.Packs, leaves)
+	if one.Outcome.Packs != 2 {
+		t.Errorf("%d packs instead of 2 for %d leaves", one.Outcome.Packs, leaves)
 	}
-	second := base.tiny(2, blocks[:400]...).punched(blocks[400:500]...)
+	second := base.tiny(2, blocks[:40]...).punched(blocks[40:60]...)
 	w.faults.Reset()
 	two := w.create(one, base, second)
 	// Each leaf is read once, to be compared and to be rewritten.
-	if n := len(keysOf(w.faults.Calls(), blockstoretest.OpReadRange)); n > 500+1 {
-		t.Errorf("%d reads for 500 leaves and a section", n)
+	if n := w.faults.Count(blockstoretest.OpReadRange); n > 60+1 {
+		t.Errorf("%d reads for 60 leaves and a section", n)
 	}
 	w.mustHold(two, second)
 	w.mustVerify(two.ID())
@@ -264,9 +264,9 @@ func TestManyRandomIncrements(t *testing.T) {
 	d := newDevice(2*leafBytes + 4096)
 	var img *snapshot.Image
 	var last *device
-	for step := range 25 {
+	for step := range 12 {
 		next := d.clone()
-		for range rng.IntN(40) {
+		for range rng.IntN(20) {
 			block := rng.Int64N(d.geometry.Blocks())
 			switch rng.IntN(4) {
 			case 0:

@@ -93,9 +93,6 @@ func (h *Host) resolve(ctx context.Context, p *Pending, id manifest.VolumeID, wh
 	if err != nil || committed {
 		return committed, outcome, err
 	}
-	if outcome.Nonce != p.Nonce { // somebody else drew this id, and its objects are theirs
-		return false, outcome, nil
-	}
 	return false, outcome, h.Store.Discard(ctx, p.Snapshot, snapshot.Holder{ID: string(id)})
 }
 

@@ -63,6 +63,13 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.resolve() },
+		Args:              cobra.ArbitraryArgs, // for RunE to refuse: cobra's own refusal is no usage error
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			return usageError{fmt.Errorf("unknown command %q; see 'lazyvol --help'", args[0])}
+		},
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())}

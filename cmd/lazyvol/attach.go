@@ -113,7 +113,9 @@ func (a *app) detachDead(dir string) error {
 		return err
 	}
 	for _, dev := range devs {
-		if err := loopdev.Detach(dev); err != nil {
+		// What was on its way to the daemon died with it: nobody was told that
+		// it is safe.
+		if err := loopdev.Detach(dev); err != nil && !errors.Is(err, loopdev.ErrFlush) {
 			return fmt.Errorf("detach the loop device of a killed daemon: %w", err)
 		}
 	}
@@ -173,16 +175,19 @@ func (a *app) detach(ctx context.Context, target string) error {
 		}
 		devs = found
 	}
+	var lost error // writes that did not get through; what is attached goes all the same
 	for _, dev := range devs {
-		if err := loopdev.Detach(dev); err != nil {
+		err := loopdev.Detach(dev)
+		if err != nil && !errors.Is(err, loopdev.ErrFlush) {
 			return err
 		}
+		lost = errors.Join(lost, err)
 	}
 	if filepath.Dir(dir) != filepath.Clean(a.attachDir("")) {
-		return nil // mounted by somebody else, who unmounts it
+		return lost // mounted by somebody else, who unmounts it
 	}
 	if there, err := fileExists(dir); !there && err == nil {
 		return codedError{fmt.Sprintf("%s is not attached", target), exitNotFound}
 	}
-	return a.unmountAttached(ctx, dir)
+	return errors.Join(lost, a.unmountAttached(ctx, dir))
 }

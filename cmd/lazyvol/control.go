@@ -49,19 +49,45 @@ func listenControl(dir string) (net.Listener, error) {
 }
 
 // controlClient talks to the daemon of one volume or session.
-type controlClient struct{ http *http.Client }
+type controlClient struct {
+	dial func(context.Context) (*net.UnixConn, error)
+	http *http.Client
+}
 
 func dialControl(dir string) controlClient {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return newControlClient(func(ctx context.Context) (*net.UnixConn, error) {
 		folder, err := os.Open(dir)
 		if err != nil {
 			return nil, err
 		}
 		defer folder.Close()
 		d := net.Dialer{Timeout: 5 * time.Second}
-		return d.DialContext(ctx, "unix", socketPath(folder))
+		conn, err := d.DialContext(ctx, "unix", socketPath(folder))
+		if err != nil {
+			return nil, err
+		}
+		return conn.(*net.UnixConn), nil
+	})
+}
+
+func newControlClient(dial func(context.Context) (*net.UnixConn, error)) controlClient {
+	transport := &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableKeepAlives: true,
 	}
-	return controlClient{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return controlClient{dial, &http.Client{Transport: transport}}
+}
+
+// hangUp returns a client that closes its half of the connection when ctx ends.
+// The daemon sees a client that went away, and its answer still arrives.
+func (c controlClient) hangUp(ctx context.Context) controlClient {
+	return newControlClient(func(dialing context.Context) (*net.UnixConn, error) {
+		conn, err := c.dial(dialing)
+		if err == nil {
+			context.AfterFunc(ctx, func() { _ = conn.CloseWrite() }) // fails only if it is closed
+		}
+		return conn, err
+	})
 }
 
 // call sends a request and returns the body of the answer, which the caller

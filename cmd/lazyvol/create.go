@@ -111,8 +111,16 @@ func (a *app) createInBackground(ctx context.Context, source string, f *createFl
 	return err
 }
 
-// begun tells whoever waits that the snapshot has an id.
-func begun(ready *readiness, id manifest.SnapshotID) error { return ready.ready(id.String()) }
+// begun tells whoever waits that the snapshot has an id. What a process in the
+// background has to say from then on goes to the log in dir.
+func begun(ready *readiness, id manifest.SnapshotID, dir string) error {
+	if ready.background() {
+		if err := logToFile(dir); err != nil {
+			return err
+		}
+	}
+	return ready.ready(id.String())
+}
 
 func (a *app) createFromImage(ctx context.Context, path string, f *createFlags, tags map[string]string, ready *readiness) (err error) {
 	src, err := snapshot.OpenSource(path)
@@ -144,7 +152,7 @@ func (a *app) createFromImage(ctx context.Context, path string, f *createFlags, 
 	if err != nil {
 		return errors.Join(err, resolveFailed(ctx, store, plan))
 	}
-	if err := begun(ready, attempt.ID()); err != nil {
+	if err := begun(ready, attempt.ID(), a.state); err != nil {
 		return errors.Join(err, abort(ctx, attempt, err))
 	}
 	outcome, err := a.uploadImage(ctx, attempt, src, plan.Geometry)
@@ -307,7 +315,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	outcome, err := v.Snapshot(ctx, volume.SnapshotOptions{
 		Description: f.description, Tags: tags,
 		Cut: func(attempt *snapshot.Attempt) {
-			cutErr = errors.Join(thaw(), begun(ready, attempt.ID()))
+			cutErr = errors.Join(thaw(), begun(ready, attempt.ID(), dir))
 		},
 	})
 	if err := errors.Join(err, cutErr); err != nil {
@@ -325,7 +333,9 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 	if err != nil {
 		return err
 	}
-	body, err := dialControl(dir).call(ctx, "POST", "/snapshot", bytes.NewReader(request))
+	// Interrupted, we hang up and listen on: when the daemon ends its answer,
+	// what it was making is gone and the changes are back in the volume.
+	body, err := dialControl(dir).hangUp(ctx).call(context.WithoutCancel(ctx), "POST", "/snapshot", bytes.NewReader(request))
 	if err != nil {
 		return err
 	}
@@ -349,7 +359,7 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 			if err := errors.Join(err, thaw()); err != nil {
 				return err
 			}
-			if err := begun(ready, id); err != nil {
+			if err := begun(ready, id, dir); err != nil {
 				return err
 			}
 		case e.Done:

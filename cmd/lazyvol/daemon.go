@@ -300,6 +300,9 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 // logToFile sends the process's log, and whatever else goes to stderr, to a
 // file in the daemon's folder.
 func logToFile(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
 	f, err := os.OpenFile(filepath.Join(dir, "daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)

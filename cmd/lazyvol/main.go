@@ -70,6 +70,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
 	}
-	fmt.Fprintf(stderr, "lazyvol: %v\n", err)
+	if !errors.Is(err, errReported) {
+		fmt.Fprintf(stderr, "lazyvol: %v\n", err)
+	}
 	return exitCode(err)
 }

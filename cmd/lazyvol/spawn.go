@@ -117,7 +117,10 @@ func (r *readiness) failed(err error) error {
 	if err == nil || r.pipe == nil {
 		return err
 	}
-	return errors.Join(r.send(report{Error: err.Error(), Code: exitCode(err)}), errReported)
+	if sendErr := r.send(report{Error: err.Error(), Code: exitCode(err)}); sendErr != nil {
+		return errors.Join(err, sendErr)
+	}
+	return errReported
 }
 
 // errReported is the failure of a background process that its starter shows.

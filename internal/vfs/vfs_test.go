@@ -262,11 +262,12 @@ func TestLockSurvivesRemovers(t *testing.T) {
 				if !holders.TryLock() {
 					t.Error("two hold the lock")
 				} else {
-					// Removed while held, as who removes a base does.
+					// Removed while held, as who removes a base does. From then on
+					// another may hold the lock.
+					holders.Unlock()
 					if err := fsys.Remove(name); err != nil {
 						t.Error(err)
 					}
-					holders.Unlock()
 				}
 				if err := l.Close(); err != nil {
 					t.Error(err)

@@ -14,9 +14,9 @@ import (
 const presentBatch = 16 << 10
 
 // Present yields the blocks all of whose pages are marked, ascending, until an error,
-// which comes last. It reads only those parts of the map that were ever written: 2
-// bytes for each 2 KiB of blocks that are there, so do not wait for it when opening a
-// large volume. Like [Clean.Has] it checks no bytes, and takes marks that cannot be
+// which comes last. It reads only those parts of the map that were ever written, 1 MiB
+// for each GiB of blocks that are there: nothing to wait for when a large volume is
+// opened. Like [Clean.Has] it checks no bytes, and takes marks that cannot be
 // read for absent. Blocks may come and go meanwhile.
 func (c *Clean) Present() iter.Seq2[int64, error] {
 	return func(yield func(int64, error) bool) {

@@ -163,7 +163,7 @@ func readCheckpoint(r io.ReaderAt, size int64) (mapHeader, *pageMap, error) {
 	if err := checkCheckpoint(r, h); err != nil {
 		return mapHeader{}, nil, err
 	}
-	m := newPageMap(pagesOf(size))
+	m := newPageMap(size)
 	in := bufio.NewReaderSize(io.NewSectionReader(r, mapHeaderLen, h.checkpointLen), checkpointBuf)
 	buf := new([regionLen]byte)
 	for read, next := int64(0), int64(0); read < h.checkpointLen; {

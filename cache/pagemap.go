@@ -43,6 +43,7 @@ const (
 // absent throughout, and all that are data throughout, or zero, are one and the same:
 // discarding a whole device stores one pointer for each 64 GiB.
 type pageMap struct {
+	size   int64 // of the device, in bytes
 	pages  int64
 	chunks []atomic.Pointer[chunk]
 
@@ -50,9 +51,9 @@ type pageMap struct {
 	uniformChunk  [Zero + 1]*chunk
 	uniformRegion [Zero + 1]*region
 
-	// marked counts the pages that are not absent. Changed by the writer only,
-	// atomic for readers.
-	marked atomic.Int64
+	// dirty counts the bytes of the device that are not absent. Changed by the
+	// writer only, once for each change, atomic for readers.
+	dirty atomic.Int64
 
 	// epoch counts the freezes. A region of an earlier epoch may be in somebody's
 	// frozen view: it is replaced by a copy instead of being changed. Only the
@@ -72,14 +73,14 @@ type region struct {
 	epoch uint64
 }
 
-func newPageMap(pages int64) *pageMap {
-	m := &pageMap{pages: pages, epoch: 1}
+func newPageMap(size int64) *pageMap {
+	m := &pageMap{size: size, pages: pagesOf(size), epoch: 1}
 	m.chunks = make([]atomic.Pointer[chunk], ceilDiv(m.regions(), chunkRegions))
 	for _, s := range []PageState{Data, Zero} {
 		r := new(region) // of epoch 0, so never changed
 		r.set(0, regionPages, s)
 		c := new(chunk)
-		for i := range c {
+		for i := range min(chunkRegions, m.regions()) {
 			c[i].Store(r)
 		}
 		m.uniformRegion[s], m.uniformChunk[s] = r, c
@@ -153,49 +154,64 @@ func (m *pageMap) next(page int64) (int64, bool) {
 	if page >= m.pages {
 		return 0, false
 	}
-	if s, n := m.run(page, m.pages-page); s == Absent {
-		page += n
+	if m.state(page) != Absent {
+		return page, true // without a look at how far that goes on
 	}
-	return page, page < m.pages
+	_, n := m.run(page, m.pages-page)
+	return page + n, page+n < m.pages
 }
 
 // set changes the state of the pages [first, first+n) of the device, n > 0, to
 // Data or Zero.
 func (m *pageMap) set(first, n int64, s PageState) {
-	if first+n == m.pages {
-		n = m.regions()*regionPages - first
+	overhang := m.overhang(first + n)
+	n += overhang / manifest.PageSize
+	if overhang > 0 && m.state(m.pages-1) != Absent {
+		overhang = 0 // counted before
 	}
+	marked := int64(0)
 	for n > 0 {
 		i, lo := first/regionPages, first%regionPages
 		k := min(n, regionPages-lo)
 		ci := i / chunkRegions
 		if whole := m.regionsIn(ci) * regionPages; first == ci*chunkRegions*regionPages && n >= whole {
-			m.setChunk(ci, s)
+			marked += m.setChunk(ci, s)
 			k = whole
 		} else {
-			m.setRegion(i, int(lo), int(k), s)
+			marked += m.setRegion(i, int(lo), int(k), s)
 		}
 		first += k
 		n -= k
 	}
+	m.dirty.Add(marked*manifest.PageSize - overhang)
 }
 
-// setChunk changes all pages of a chunk.
-func (m *pageMap) setChunk(ci int64, s PageState) {
-	before := 0
+// overhang is how many bytes the map has behind the device, if the device's pages end
+// at end; otherwise 0. They have the state of its last page.
+func (m *pageMap) overhang(end int64) int64 {
+	if end != m.pages {
+		return 0
+	}
+	return m.regions()*regionPages*manifest.PageSize - m.size
+}
+
+// setChunk changes all pages of a chunk, and returns how many were absent.
+func (m *pageMap) setChunk(ci int64, s PageState) (marked int64) {
+	marked = m.regionsIn(ci) * regionPages
 	if c := m.chunks[ci].Load(); c != nil {
 		for i := range m.regionsIn(ci) {
 			if r := c[i].Load(); r != nil {
-				before += r.marked()
+				marked -= int64(r.marked())
 			}
 		}
 	}
 	m.chunks[ci].Store(m.uniformChunk[s])
-	m.marked.Add(m.regionsIn(ci)*regionPages - int64(before))
+	return marked
 }
 
-// setRegion changes n pages of region i from its page lo on.
-func (m *pageMap) setRegion(i int64, lo, n int, s PageState) {
+// setRegion changes n pages of region i from its page lo on, and returns how many
+// were absent.
+func (m *pageMap) setRegion(i int64, lo, n int, s PageState) (marked int64) {
 	slot := m.slot(i)
 	old := slot.Load()
 	before := 0
@@ -220,7 +236,7 @@ func (m *pageMap) setRegion(i int64, lo, n int, s PageState) {
 	if r != old {
 		slot.Store(r)
 	}
-	m.marked.Add(int64(r.marked() - before))
+	return int64(r.marked() - before)
 }
 
 // load puts r, of which only the words are set, in the place of region i, which is
@@ -238,13 +254,18 @@ func (m *pageMap) load(i int64, r *region) error {
 	if r.marked() == 0 || r.uniformState() != Absent {
 		return corrupt("region %d is not mixed", i)
 	}
-	if last := m.pages - 1 - i*regionPages; last < regionPages {
-		if r.run(int(last), r.state(int(last))) != regionPages-int(last) {
+	dirty := int64(r.marked()) * manifest.PageSize
+	if last := int(m.pages - 1 - i*regionPages); last < regionPages {
+		s := r.state(last)
+		if r.run(last, s) != regionPages-last {
 			return corrupt("region %d has pages past the end of the device", i)
+		}
+		if s != Absent {
+			dirty -= m.overhang(m.pages)
 		}
 	}
 	m.slot(i).Store(r)
-	m.marked.Add(int64(r.marked()))
+	m.dirty.Add(dirty)
 	return nil
 }
 

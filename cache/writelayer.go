@@ -114,14 +114,7 @@ func (w *WriteLayer) NextBlock(block int64, blockSize int) (int64, bool) {
 }
 
 // DirtyBytes returns how many bytes of the device are data or zero.
-func (w *WriteLayer) DirtyBytes() int64 {
-	marked := w.pages.marked.Load() * manifest.PageSize
-	if w.pages.pages > 0 && w.pages.state(w.pages.pages-1) != Absent {
-		// The map counts the last region as if the device filled it.
-		marked -= w.pages.regions()*regionPages*manifest.PageSize - w.size
-	}
-	return marked
-}
+func (w *WriteLayer) DirtyBytes() int64 { return w.pages.dirty.Load() }
 
 // ReadAt fills p with bytes at any offset. It is meant for ranges in which all
 // pages are data: of others it returns what happens to lie in the file.

@@ -206,7 +206,7 @@ func newWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) *WriteLay
 		size:   size,
 		bootID: bootID,
 		minLog: minLogLen,
-		pages:  newPageMap(pagesOf(size)),
+		pages:  newPageMap(size),
 	}
 }
 

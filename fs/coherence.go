@@ -13,21 +13,27 @@ import (
 // A buffered read that comes after this and before the Device has done the
 // write caches the old bytes, and as the cache outlives its handles
 // (FOPEN_KEEP_CACHE, no invalidation by mtime) they would stay for good. Some
-// kernels drop the range once more after the write, others do not. So a direct
-// write that is done while any buffered handle is open drops its range here, and
-// after any other the next buffered open starts with an empty cache.
+// kernels drop the range once more after the write, others do not.
 //
-// The dropping is left to a goroutine. It waits for locked pages, so for reads
-// that were not answered yet, and a handler that did so could keep those very
-// reads from being received. Until it has run, shortly after the write
-// returned, a buffered reader that raced with the write may still see the old
-// bytes, as it may on any filesystem where the two are mixed.
+// So while a handle for direct writing is open, a loop device's for instance,
+// buffered opens bypass the cache, and the first one after it starts with an
+// empty cache. What remains is a handle that caches already when the direct
+// writer comes: then each direct write drops its range here.
+//
+// That is to be rare, as the kernel waits, uninterruptibly, for pages locked by
+// reads that were not answered yet. It is left to a goroutine, since a handler
+// that waited could keep those very reads from being received; and a daemon
+// that is killed meanwhile, with a read unanswered, hangs until the connection
+// is aborted (/sys/fs/fuse/connections). Until it has run, shortly after the
+// write returned, a buffered reader that raced with the write may still see the
+// old bytes, as it may on any filesystem where the two are mixed.
 type coherence struct {
 	drop func(off, n int64) // drops [off, off+n) from the page cache
 
 	mu       sync.Mutex // guards what follows
-	buffered int        // open buffered handles
-	stale    bool       // a direct write was done while there were none
+	cached   int        // open handles that use the cache
+	direct   int        // open handles for direct writing
+	stale    bool       // a direct write was done while no handle used the cache
 	from, to int64      // what drop is to be called with; empty if to is 0
 	closed   bool
 
@@ -35,36 +41,65 @@ type coherence struct {
 	done chan struct{} // closed when run has returned
 }
 
+// caching says how a handle uses the page cache.
+type caching uint8
+
+const (
+	bypass caching = iota // not at all
+	renew                 // once it is emptied
+	keep                  // as it is
+)
+
 func newCoherence(drop func(off, n int64)) *coherence {
 	c := &coherence{drop: drop, work: make(chan struct{}, 1), done: make(chan struct{})}
 	go c.run()
 	return c
 }
 
-// openBuffered counts a buffered handle. It reports whether the handle may find
-// the page cache as it is.
-func (c *coherence) openBuffered() (keep bool) {
+// openBuffered counts a handle opened without O_DIRECT and says how it may use
+// the cache.
+func (c *coherence) openBuffered() caching {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.buffered++
-	keep = !c.stale
-	c.stale = false
+	if c.direct > 0 {
+		return bypass
+	}
+	c.cached++
+	if c.stale {
+		c.stale = false
+		return renew
+	}
 	return keep
 }
 
 // releaseBuffered is called when the kernel will send no more requests for a
-// buffered handle: it is closed, unmapped, and its readahead has ended.
+// handle that uses the cache: it is closed, unmapped, and its readahead has
+// ended.
 func (c *coherence) releaseBuffered() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.buffered--
+	c.cached--
 }
 
-// wroteDirect is called when the Device has done a direct write.
+// openDirect counts a handle for direct writing, until releaseDirect.
+func (c *coherence) openDirect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.direct++
+}
+
+func (c *coherence) releaseDirect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.direct--
+}
+
+// wroteDirect is called when the Device has done a write that bypassed the
+// cache.
 func (c *coherence) wroteDirect(off, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.buffered == 0 {
+	if c.cached == 0 {
 		c.stale = true
 		return
 	}

@@ -25,14 +25,14 @@ func TestDirectWritesDropWhatOpenHandlesMayHaveCached(t *testing.T) {
 		var d dropped
 		c := newCoherence(d.drop)
 		defer c.close()
-		if !c.openBuffered() {
-			t.Error("a cache nobody wrote around is dropped")
+		if c.openBuffered() != keep {
+			t.Error("a cache nobody wrote around is not kept")
 		}
 		c.wroteDirect(4096, 512)
 		d.want(t, [2]int64{4096, 512})
 		c.wroteDirect(0, 1)
 		d.want(t, [2]int64{0, 1})
-		if !c.openBuffered() {
+		if c.openBuffered() != keep {
 			t.Error("dropped twice")
 		}
 		c.releaseBuffered()
@@ -50,11 +50,34 @@ func TestDirectWritesWithoutReadersEmptyTheCacheOfTheNext(t *testing.T) {
 		c.releaseBuffered()
 		c.wroteDirect(0, 1<<20)
 		d.want(t)
-		if c.openBuffered() {
+		if c.openBuffered() != renew {
 			t.Error("the cache of before the write is kept")
 		}
-		if !c.openBuffered() {
+		if c.openBuffered() != keep {
 			t.Error("the cache of after the write is dropped")
+		}
+	})
+}
+
+func TestReadersBypassTheCacheWhileADirectWriterIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d dropped
+		c := newCoherence(d.drop)
+		defer c.close()
+		c.openDirect()
+		c.openDirect()
+		if c.openBuffered() != bypass {
+			t.Error("a reader caches what is written around the cache")
+		}
+		c.wroteDirect(0, 4096)
+		d.want(t) // nothing is cached, so nothing has to wait for locked pages
+		c.releaseDirect()
+		if c.openBuffered() != bypass {
+			t.Error("the second direct writer is forgotten")
+		}
+		c.releaseDirect()
+		if c.openBuffered() != renew {
+			t.Error("the cache of before the writes is kept")
 		}
 	})
 }

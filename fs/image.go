@@ -44,7 +44,9 @@ type image struct {
 
 // imageHandle is what an open of the image yields.
 type imageHandle struct {
-	direct bool // opened with O_DIRECT
+	caching      caching
+	directWriter bool // opened with O_DIRECT, for writing
+	sync         bool // opened with O_SYNC or O_DSYNC
 }
 
 var (
@@ -132,18 +134,31 @@ func (m *image) Open(_ context.Context, flags uint32) (fusefs.FileHandle, uint32
 	if m.dev.ReadOnly() && flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return nil, 0, unix.EROFS
 	}
-	if flags&unix.O_DIRECT != 0 {
-		return &imageHandle{direct: true}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
+	h := &imageHandle{caching: bypass, sync: flags&unix.O_DSYNC != 0} // a bit of O_SYNC too
+	switch {
+	case flags&unix.O_DIRECT == 0:
+		h.caching = m.coherence.openBuffered()
+	case flags&unix.O_ACCMODE != unix.O_RDONLY:
+		h.directWriter = true
+		m.coherence.openDirect()
 	}
-	if m.coherence.openBuffered() {
-		return &imageHandle{}, fuse.FOPEN_KEEP_CACHE, 0
+	switch h.caching {
+	case keep:
+		return h, fuse.FOPEN_KEEP_CACHE, 0
+	case renew:
+		return h, 0, 0
 	}
-	return &imageHandle{}, 0, 0
+	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
 }
 
 func (m *image) Release(_ context.Context, f fusefs.FileHandle) syscall.Errno {
-	if h, ok := f.(*imageHandle); ok && !h.direct {
+	h, ok := f.(*imageHandle)
+	switch {
+	case !ok:
+	case h.caching != bypass:
 		m.coherence.releaseBuffered()
+	case h.directWriter:
+		m.coherence.releaseDirect()
 	}
 	return 0
 }
@@ -194,13 +209,25 @@ func (m *image) Write(ctx context.Context, f fusefs.FileHandle, data []byte, off
 		err = io.ErrShortWrite
 	}
 	m.modified.Store(time.Now().UnixNano())
-	if h, ok := f.(*imageHandle); ok && h.direct {
+	if h, ok := f.(*imageHandle); ok && h.caching == bypass {
 		m.coherence.wroteDirect(off, int64(len(data))) // failed as well: some of it may be there
+		if err == nil && h.sync {
+			err = m.syncWrite(ctx)
+		}
 	}
 	if err != nil {
 		return 0, m.failures.errno("write", off, int64(len(data)), err)
 	}
 	return uint32(n), 0
+}
+
+// syncWrite makes a write of a handle with O_SYNC or O_DSYNC durable. After a
+// write that went through its cache the kernel asks for it with an FSYNC; after
+// one that bypassed it it does not.
+func (m *image) syncWrite(ctx context.Context) error {
+	p := m.begin(ctx, 0)
+	defer p.end()
+	return m.dev.Sync(p)
 }
 
 // Flush is close(2), which promises nothing.

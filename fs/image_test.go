@@ -142,10 +142,13 @@ func TestEveryFsyncReachesTheDevice(t *testing.T) {
 			}
 		}
 	}
-	before := d.operation("sync").Calls
-	writeAt(t, d.open(unix.O_RDWR|unix.O_SYNC), []byte("durable"), 0)
-	if got := d.operation("sync").Calls - before; got == 0 {
-		t.Error("a write with O_SYNC did not reach Sync")
+	for _, flags := range []int{unix.O_SYNC, unix.O_DSYNC, unix.O_DIRECT | unix.O_SYNC, unix.O_DIRECT | unix.O_DSYNC} {
+		f := d.open(unix.O_RDWR | flags)
+		before := d.operation("sync").Calls
+		writeAt(t, f, []byte("durable"), 0)
+		if got := d.operation("sync").Calls - before; got == 0 {
+			t.Errorf("a write with the flags %#x did not reach Sync", flags)
+		}
 	}
 }
 

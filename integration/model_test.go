@@ -95,7 +95,9 @@ func (m *model) hydration() []string {
 }
 
 func (m *model) open() {
-	m.buffered, m.direct = m.mount.open(os.O_RDWR), m.mount.open(os.O_RDWR|unix.O_DIRECT)
+	// In this order: a handle that was opened before the first direct one uses
+	// the page cache, and may see what it held a moment longer.
+	m.direct, m.buffered = m.mount.open(os.O_RDWR|unix.O_DIRECT), m.mount.open(os.O_RDWR)
 }
 
 // span draws a range of the device. Direct ones are in sectors.

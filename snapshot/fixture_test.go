@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -20,7 +21,14 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// A check of a lineage makes a score of snapshots: fewer do, unless the
+	// command line asks for more.
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testBlock is the block size of most tests: the smallest.
 const testBlock = manifest.MinBlockSize

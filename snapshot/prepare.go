@@ -16,7 +16,7 @@ type preparer struct {
 	read      func(ctx context.Context, block int64, p []byte) error
 	blockSize int
 	scratch   freelist[*scratch]
-	stored    freelist[[]byte]
+	stored    freelist[[]byte] // of blockSize
 }
 
 // scratch is what preparing one block takes.
@@ -58,9 +58,9 @@ func (p *preparer) prepare(ctx context.Context, j *job) (err error) {
 		j.same = true
 		return nil
 	}
-	buffer := p.stored.get(func() []byte { return make([]byte, 0, p.blockSize) })
+	buffer := p.stored.get(func() []byte { return make([]byte, p.blockSize) })
 	if j.stored, j.raw = s.compressor.Compress(buffer, s.block); j.raw {
-		j.stored = append(buffer, s.block...)
+		s.block = buffer // the job takes the block itself
 	}
 	return nil
 }
@@ -68,7 +68,7 @@ func (p *preparer) prepare(ctx context.Context, j *job) (err error) {
 // release takes back a prepared job's buffer.
 func (p *preparer) release(j *job) {
 	if j.stored != nil {
-		p.stored.put(j.stored[:0])
+		p.stored.put(j.stored[:p.blockSize])
 		j.stored = nil
 	}
 }

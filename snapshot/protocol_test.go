@@ -35,7 +35,7 @@ func TestRequestsOfASnapshot(t *testing.T) {
 	}
 	parent := w.open(outcome.Snapshot)
 
-	second := d.random(2, 3)
+	second := d.random(2, 3, 4, 9)
 	plan := w.plan(parent, second)
 	plan.Holder = snapshot.Holder{ID: "vol-1"}
 	w.faults.Reset()
@@ -61,12 +61,13 @@ func calls(op string, keys ...string) []string {
 
 // Whatever the size of the image, it is open after two round trips.
 func TestOpenTakesTwoRoundTrips(t *testing.T) {
+	t.Parallel()
+	outside := newWorld(t)
 	small := newDevice(testBlock).tiny(1, 0)
-	large := sparse(400) // a root of 19 KiB, which is not in the outcome
+	large := sparse(345) // a root of more than 16 KiB, which is not in the outcome
 	for name, d := range map[string]*device{"small": small, "large": large} {
+		id := outside.create(nil, nil, d).ID()
 		for _, h := range []snapshot.Holder{{}, {ID: "mount-1"}} {
-			outside := newWorld(t)
-			id := outside.create(nil, nil, d).ID()
 			t.Run(name+h.ID, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := outside.in(t)
@@ -453,8 +454,9 @@ func TestReadOnlyCredentials(t *testing.T) {
 
 // A pin that a failed Open made is gone, also when the context has ended.
 func TestFailedOpenLeavesNoPin(t *testing.T) {
+	t.Parallel()
 	outside := newWorld(t)
-	id := outside.create(nil, nil, sparse(400)).ID() // a root that is not in the outcome
+	id := outside.create(nil, nil, sparse(345)).ID() // a root that is not in the outcome
 	for _, prefix := range []string{"tombstones/", "outcomes/", "data/", "lineages/", "store.json", "pins/"} {
 		for name, fault := range map[string]blockstoretest.Fault{
 			"unreachable": {Err: blockstore.ErrUnavailable},
@@ -645,6 +647,32 @@ func TestTagsChangeTogether(t *testing.T) {
 	w.delete(id)
 	if err := w.store.SetTags(w.ctx, id, map[string]string{"x": ""}, nil); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("tag a deleted one: %v", err)
+	}
+}
+
+// A change of tags that another one overtakes is made again on top of it,
+// whether it was the first change of them or not.
+func TestTagsChangedMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	d := newDevice(512)
+	id := w.create(nil, nil, d).ID()
+	for _, name := range []string{"a", "b"} {
+		other := map[string]string{"other " + name: ""}
+		w.faults.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "meta/", Times: 1}, blockstoretest.Fault{
+			Before: func(context.Context, blockstoretest.Call) {
+				if err := w.reopen().SetTags(w.ctx, id, other, nil); err != nil {
+					t.Error(err)
+				}
+			},
+		})
+		if err := w.store.SetTags(w.ctx, id, map[string]string{name: ""}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	described, err := w.store.Describe(w.ctx, id)
+	want := map[string]string{"a": "", "b": "", "other a": "", "other b": ""}
+	if diff := cmp.Diff(want, described.Tags); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 }
 

@@ -52,13 +52,12 @@ func (m *Image) readAll(ctx context.Context, fn func(block int64, data []byte) e
 		defer cancel(nil)
 		_ = reader.ReadRun(ctx, run.Refs, func(int) []byte { return buffer }, func(i int, err error) {
 			switch {
-			case ctx.Err() != nil:
-				return // for the first error, or because all is over
+			case ctx.Err() != nil: // the first error counts
 			case err == nil:
 				err = fn(run.Blocks[i], buffer)
 			case bad != nil:
 				bad(run.Blocks[i], err)
-				return
+				err = nil
 			}
 			if err != nil {
 				cancel(fmt.Errorf("block %d: %w", run.Blocks[i], err))

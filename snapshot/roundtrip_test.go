@@ -36,6 +36,7 @@ func devices() map[string]*device {
 }
 
 func TestImageEqualsItsSource(t *testing.T) {
+	t.Parallel()
 	for name, d := range devices() {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -144,6 +145,7 @@ func TestBlockThatReturnsToTheParentsContentIsInherited(t *testing.T) {
 }
 
 func TestGrowthOfTheDevice(t *testing.T) {
+	t.Parallel()
 	sizes := []int64{0, 512, 5 * testBlock, 5*testBlock + 512, leafBytes - testBlock, leafBytes, leafBytes + testBlock, 2*leafBytes + 512, 16 << 40}
 	for i, from := range sizes {
 		for _, to := range sizes[i:] {
@@ -193,6 +195,7 @@ func TestHolesOfTheLargestDevice(t *testing.T) {
 // Many compressible blocks far apart are what the bounds of the index writer
 // are about: more leaves than wait for one pack.
 func TestChangesScatteredOverManyLeaves(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const leaves = 300
 	base := newDevice(leaves * leafBytes)
@@ -222,8 +225,8 @@ func TestChangesScatteredOverManyLeaves(t *testing.T) {
 
 func TestDiffIsWhereTwoImagesDiffer(t *testing.T) {
 	w := newWorld(t)
-	a := newDevice(2*leafBytes-512).tiny(1, 0, 1, 2, 5, 1023, 1024, 2047)
-	b := a.tiny(2, 1, 1023, 1024).punched(5, 2047).tiny(3, 7).grown(2*leafBytes + 4096)
+	a := newDevice(2*leafBytes-512).tiny(1, 0, 1, 2, 5, 8, 1023, 1024, 2047)
+	b := a.tiny(2, 1, 8, 1023, 1024).punched(5, 2047).tiny(3, 6, 7).grown(2*leafBytes + 4096)
 	one := w.create(nil, nil, a)
 	two := w.create(one, a, b)
 	compare := func(x, y *snapshot.Image, dx, dy *device) {

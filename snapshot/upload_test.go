@@ -56,10 +56,11 @@ func (s *putGauge) Put(ctx context.Context, key string, data []byte, c blockstor
 // With a store that is slow, no more than a few packs are on their way, and no
 // more blocks are read than the pipeline has room for: memory is bounded.
 func TestUploadIsBounded(t *testing.T) {
+	t.Parallel()
 	for _, blockSize := range []int{manifest.MinBlockSize, manifest.MaxBlockSize} {
 		t.Run(fmt.Sprint(blockSize), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				objects := &putGauge{Store: blockstore.NewMem(), slow: time.Minute}
+				objects := &putGauge{Store: sink{blockstore.NewMem()}, slow: time.Minute}
 				store, err := snapshot.Init(t.Context(), objects)
 				if err != nil {
 					t.Fatal(err)
@@ -70,7 +71,7 @@ func TestUploadIsBounded(t *testing.T) {
 				}
 				// Blocks of noise, which are all the same and cost nothing.
 				noise := newDevice(testBlock).random(1, 0).blocks[0]
-				const size = 160 << 20
+				const size = 112 << 20 // more than can be read ahead and on its way
 				var reads gauge
 				read := 0
 				plan := snapshot.NewPlan(lineage.ID)
@@ -117,6 +118,7 @@ func TestUploadIsBounded(t *testing.T) {
 // Whatever fails, Upload ends at once with that error, though everything else
 // hangs, and nothing of it runs on.
 func TestUploadEndsAtTheFirstError(t *testing.T) {
+	t.Parallel()
 	boom := errors.New("boom")
 	base := newDevice(2*leafBytes).random(1, span(0, 300)...)
 	hang := blockstoretest.Fault{Hang: true}

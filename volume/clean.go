@@ -76,7 +76,7 @@ func (d *Device) keep(v *view, block int64, data []byte) error {
 	// Rule: the volume's own clean copy of a block is that of the root which
 	// new reads see; and of a block of which a snapshot is being made, the copy
 	// is the snapshot's to write.
-	if now.image != v.image || now.seals(block, d.geometry.BlockSize) {
+	if now.image != v.image || d.seals(now, block) {
 		return nil
 	}
 	return layer.WriteBlock(block, data)

@@ -21,13 +21,11 @@ type cut struct {
 // changes yields the blocks that the sealed layer knows anything of. Those that
 // were discarded whole are holes.
 func (c *cut) changes() iter.Seq2[snapshot.Extent, error] {
-	pages := int64(c.geometry.BlockSize / manifest.PageSize)
 	return func(yield func(snapshot.Extent, error) bool) {
 		block, ok := c.view.sealed.NextBlock(0, c.geometry.BlockSize)
 		for ok {
 			e := snapshot.Extent{First: block, Count: 1}
-			state, n := c.view.sealed.Run(block*pages, pagesOf(c.geometry.Size)-block*pages)
-			if zeroed := c.wholeBlocks(block, n); state == cache.Zero && zeroed > 0 {
+			if zeroed := c.zeroBlocks(block); zeroed > 0 {
 				e.Count, e.Hole = zeroed, true
 			}
 			if !yield(e, nil) {
@@ -38,14 +36,19 @@ func (c *cut) changes() iter.Seq2[snapshot.Extent, error] {
 	}
 }
 
-// wholeBlocks returns how many blocks n pages from the start of a block fill.
-// The device's last block has only as many pages as the device.
-func (c *cut) wholeBlocks(block, n int64) int64 {
-	blockSize := int64(c.geometry.BlockSize)
-	if block*blockSize+n*manifest.PageSize >= c.geometry.Size {
+// zeroBlocks returns how many blocks from the given one on were discarded
+// whole. The device's last one has only as many pages as the device.
+func (c *cut) zeroBlocks(block int64) int64 {
+	page, _ := c.pages(block)
+	if c.view.sealed.State(page) != cache.Zero {
+		return 0 // without a look at how far something else goes on
+	}
+	end := pagesOf(c.geometry.Size)
+	_, n := c.view.sealed.Run(page, end-page)
+	if page+n == end {
 		return c.geometry.Blocks() - block
 	}
-	return n * manifest.PageSize / blockSize
+	return n * manifest.PageSize / int64(c.geometry.BlockSize)
 }
 
 // everything yields, block by block, all that the sealed layer changes or the
@@ -53,7 +56,7 @@ func (c *cut) wholeBlocks(block, n int64) int64 {
 func (c *cut) everything(ctx context.Context) iter.Seq2[snapshot.Extent, error] {
 	return func(yield func(snapshot.Extent, error) bool) {
 		for block := c.idleUntil(c.view, 0); block < c.geometry.Blocks(); block = c.idleUntil(c.view, block+1) {
-			known, err := c.seals(block), error(nil)
+			known, err := c.seals(c.view, block), error(nil)
 			if !known && c.view.image != nil {
 				var ref manifest.Ref
 				ref, err = c.ref(ctx, c.view.image, block)
@@ -69,9 +72,6 @@ func (c *cut) everything(ctx context.Context) iter.Seq2[snapshot.Extent, error] 
 	}
 }
 
-// seals reports whether the cut changes a block.
-func (c *cut) seals(block int64) bool { return c.view.seals(block, c.geometry.BlockSize) }
-
 // readBlock reads a block as it was at the cut, zero-padded beyond the end of
 // the device. If it is a changed one it becomes the clean copy of the block, as
 // it is what the block will be once the snapshot is committed; until then every
@@ -80,7 +80,7 @@ func (c *cut) readBlock(ctx context.Context, block int64, p []byte) error {
 	if err := c.assemble(ctx, block, p); err != nil {
 		return err
 	}
-	if !c.seals(block) {
+	if !c.seals(c.view, block) {
 		return nil
 	}
 	if !isZero(p) && c.host.hasRoom() {
@@ -108,8 +108,7 @@ func (c *cut) assemble(ctx context.Context, block int64, p []byte) error {
 	if ref.IsHole() {
 		clear(p)
 	} else {
-		c.stats.fetchedBytes.Add(int64(ref.Length))
-		err = c.background.ReadRun(ctx, []manifest.Ref{ref}, func(int) []byte { return p }, func(int, error) {})
+		c.fetchQuietly(ctx, []manifest.Ref{ref}, p, func(_ int, fate error) { err = fate })
 		if err != nil {
 			return fmt.Errorf("fetch block %d: %w", block, err)
 		}

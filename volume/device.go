@@ -156,6 +156,26 @@ func (d *Device) readBelow(ctx context.Context, v *view, p []byte, off int64) er
 	return d.readMissing(ctx, v, missing)
 }
 
+// seals reports whether a snapshot is being made of a block.
+func (d *Device) seals(v *view, block int64) bool {
+	if v.sealed == nil {
+		return false
+	}
+	first, pages := d.pages(block)
+	state, n := v.sealed.Run(first, pages)
+	return state != cache.Absent || n < pages
+}
+
+// pages returns the first page of a block and how many it has.
+func (d *Device) pages(block int64) (first, n int64) {
+	return block * int64(d.geometry.BlockSize) / manifest.PageSize, pagesOf(int64(d.geometry.BlockLen(block)))
+}
+
+// pagesOf is the number of pages of size bytes, the last perhaps short.
+func pagesOf(size int64) int64 {
+	return (size + manifest.PageSize - 1) / manifest.PageSize
+}
+
 // trusted returns why the root cannot be trusted, or nil.
 func (d *Device) trusted() error {
 	if err := d.lost.Load(); err != nil {

@@ -50,20 +50,20 @@ func (d *Device) next(ctx context.Context, off int64, data bool) (int64, error) 
 // extent reports whether the device holds data at off, and up to where that
 // goes on at least.
 func (d *Device) extent(ctx context.Context, v *view, off int64) (data bool, end int64, err error) {
-	blockSize := int64(d.geometry.BlockSize)
-	block := off / blockSize
-	if idle := d.idleUntil(v, block); idle > block {
-		return false, min(idle*blockSize, d.geometry.Size), nil
-	}
-	blockEnd := min((block+1)*blockSize, d.geometry.Size)
+	size := int64(d.geometry.BlockSize)
+	block := off / size
+	first, pages := d.pages(block)
 	page := off / manifest.PageSize
-	state, _, n := v.run(page, pagesOf(blockEnd)-page)
-	end = min((page+n)*manifest.PageSize, blockEnd)
-	if state != cache.Absent || block >= v.blocks() {
+	state, _, n := v.run(page, first+pages-page)
+	end = min((page+n)*manifest.PageSize, (block+1)*size, d.geometry.Size)
+	if state != cache.Absent {
 		return state == cache.Data, end, nil
 	}
-	ref, err := d.ref(ctx, v.image, block)
-	return !ref.IsHole(), end, err
+	if at, ok := v.nextLeaf(block / manifest.LeafBlocks); ok && at.Leaf == block/manifest.LeafBlocks {
+		ref, err := d.ref(ctx, v.image, block)
+		return !ref.IsHole(), end, err
+	}
+	return false, max(end, min(d.idleUntil(v, block)*size, d.geometry.Size)), nil
 }
 
 // idleUntil returns the first block at or after block that a write layer or
@@ -108,9 +108,4 @@ func (v *view) dirtyBytes() int64 {
 		n += v.sealed.DirtyBytes()
 	}
 	return n
-}
-
-// pagesOf is the number of pages of size bytes, the last perhaps short.
-func pagesOf(size int64) int64 {
-	return (size + manifest.PageSize - 1) / manifest.PageSize
 }

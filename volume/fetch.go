@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -18,6 +19,10 @@ const (
 	maxRunGap  = 256 << 10
 	maxRunSpan = 16 << 20
 )
+
+// backgroundDeadline bounds one request of background work and all its retries:
+// longer than any policy of those, so that it only ends what hangs.
+const backgroundDeadline = 5 * time.Minute
 
 // A piece is a part of a read that one missing block has to answer.
 type piece struct {
@@ -93,6 +98,9 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error
 		return err
 	}
 	for i, f := range flights {
+		if f == nil {
+			continue
+		}
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -111,7 +119,7 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error
 }
 
 // fetch returns the flight of each piece's block, starting those that are not
-// on their way.
+// on their way; nil for a piece that was filled from the cache after all.
 func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight, error) {
 	refs := make([]manifest.Ref, len(pieces))
 	for i, piece := range pieces {
@@ -130,8 +138,8 @@ func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight,
 	)
 	for i, piece := range pieces {
 		key := flightKey{v.image, piece.block}
-		if f := d.flights.table[key]; f != nil {
-			all[i] = f
+		all[i] = d.flights.table[key]
+		if all[i] != nil || d.landed(v, piece) {
 			continue
 		}
 		f := &flight{done: make(chan struct{})}
@@ -148,6 +156,12 @@ func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight,
 		d.launch(v, run, own)
 	}
 	return all, nil
+}
+
+// landed fills a piece if its block was cached since the reader looked.
+func (d *Device) landed(v *view, p piece) bool {
+	hit, err := d.readCached(v, p.block, p.p, p.block*int64(d.geometry.BlockSize)+int64(p.within))
+	return hit && err == nil // only a closed layer fails, and then no flight starts
 }
 
 // launch starts the flights of one run. d.flights.mu is held.
@@ -202,10 +216,10 @@ func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int
 // The flight stays in the table until the block is there, so that no reader
 // falls between the two and fetches again.
 func (d *Device) land(v *view, block int64, f *flight, data []byte) {
+	d.stats.heal()
 	f.data = data
 	close(f.done)
 	d.keepOrLog(v, block, data)
-	d.stats.heal()
 	d.flights.mu.Lock()
 	defer d.flights.mu.Unlock()
 	delete(d.flights.table, flightKey{v.image, block})
@@ -218,6 +232,17 @@ func (d *Device) crash(v *view, block int64, f *flight, err error) {
 	d.flights.mu.Unlock()
 	f.err = fmt.Errorf("fetch block %d: %w", block, err)
 	close(f.done)
+}
+
+// fetchQuietly fetches blocks of one run, as background work, one after the
+// other into dst, and tells done the fate of each.
+func (d *Device) fetchQuietly(ctx context.Context, refs []manifest.Ref, dst []byte, done func(i int, err error)) {
+	ctx, cancel := context.WithTimeoutCause(ctx, backgroundDeadline, errDeadline)
+	defer cancel()
+	_, n := manifest.Run{Refs: refs}.Span()
+	d.stats.fetchedBytes.Add(n)
+	// The first error that done was told is no news.
+	_ = d.background.ReadRun(ctx, refs, func(int) []byte { return dst }, done)
 }
 
 // DemandInFlight returns how many requests of reads are under way.

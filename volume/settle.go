@@ -194,7 +194,15 @@ func (v *Volume) lose(why error) error {
 // mergeBack takes back the changes of an attempt that never was, or was
 // aborted. Reads and writes go on meanwhile.
 func (v *Volume) mergeBack(ctx context.Context) error {
-	err := v.reopenSealed()
+	now := v.view.acquire()
+	sealed := now.sealed
+	now.release()
+	var err error
+	// A layer that the disk has failed to keep is not gone on with: its pages,
+	// as long as they can be read, are saved into the new one.
+	if sealed.Sync() == nil {
+		err = v.reopenSealed()
+	}
 	if err == nil && v.hasSealed() {
 		err = v.mergeSealed(ctx)
 	}

@@ -70,15 +70,6 @@ func (v *view) nextLeaf(n int64) (manifest.LeafRef, bool) {
 	return v.image.Root.Next(n)
 }
 
-// seals reports whether a snapshot is being made of a block, blockSize long.
-func (v *view) seals(block int64, blockSize int) bool {
-	if v.sealed == nil {
-		return false
-	}
-	next, ok := v.sealed.NextBlock(block, blockSize)
-	return ok && next == block
-}
-
 // current is the view that new reads get.
 type current struct {
 	mu   sync.RWMutex // guards view; held for no longer than to count a reader

@@ -55,7 +55,7 @@ func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manife
 			return nil, err
 		}
 		own := d.writes != nil && layer == d.writes.clean
-		if has || own && v.seals(block, d.geometry.BlockSize) {
+		if has || own && d.seals(v, block) {
 			continue
 		}
 		lacked, refs = append(lacked, block), append(refs, ref)
@@ -114,11 +114,8 @@ func (d *Device) warmRun(ctx context.Context, v *view, run manifest.Run) error {
 	buffer := d.buffers.Get().(*[]byte)
 	defer d.buffers.Put(buffer)
 	block := (*buffer)[:d.geometry.BlockSize]
-	_, n := run.Span()
-	d.stats.fetchedBytes.Add(n)
 	var failed error
-	// It reports each block's fate, so that its own error is not news.
-	_ = d.background.ReadRun(ctx, run.Refs, func(int) []byte { return block }, func(i int, err error) {
+	d.fetchQuietly(ctx, run.Refs, block, func(i int, err error) {
 		if err == nil {
 			d.stats.heal()
 			err = d.keep(v, run.Blocks[i], block)

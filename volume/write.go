@@ -143,7 +143,7 @@ func (d *Device) writePages(p []byte, off int64) error {
 func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 	page := off / manifest.PageSize
 	start := page * manifest.PageSize
-	below := make([]byte, min(manifest.PageSize, d.geometry.Size-start))
+	var below []byte
 	for {
 		// What lies below the write layers does not change while the root
 		// stays: so it can be fetched before anything is locked.
@@ -151,6 +151,7 @@ func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 		image := v.image
 		var err error
 		if state, _, _ := v.run(page, 1); state == cache.Absent {
+			below = make([]byte, d.pageLen(start))
 			err = d.readBelow(ctx, v, below, start)
 		}
 		v.release()
@@ -161,6 +162,11 @@ func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 	}
+}
+
+// pageLen is how many bytes of the page at start lie inside the device.
+func (d *Device) pageLen(start int64) int64 {
+	return min(manifest.PageSize, d.geometry.Size-start)
 }
 
 // writePartOver writes p into the page at start, of which below is the content
@@ -179,13 +185,14 @@ func (d *Device) writePartOver(image *snapshot.Image, below []byte, start int64,
 	if v.open.State(page) == cache.Data {
 		return true, v.open.WriteAt(p, off)
 	}
-	content := make([]byte, len(below))
+	content := make([]byte, d.pageLen(start))
 	switch state, layer, _ := v.run(page, 1); state {
 	case cache.Data:
 		if err := layer.ReadAt(content, start); err != nil {
 			return false, err
 		}
 	case cache.Absent:
+		// Since we looked the page can have come to this only by a commit.
 		if v.image != image {
 			return false, nil
 		}

@@ -13,12 +13,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
-
-// gracePeriod is how long a command that was interrupted may take to undo what
-// it was doing, before a second signal is no longer needed to end it.
-const gracePeriod = 45 * time.Second
 
 // memoryLimit is where Go's collector begins to work harder. Buffers of
 // fetches and uploads come and go by the megabyte: without a limit the heap
@@ -36,7 +31,8 @@ func main() {
 }
 
 // interruptible returns a context that ends with the first SIGINT or SIGTERM.
-// The second one, or taking longer than gracePeriod to end, kills the process.
+// Commands then take a bounded time to undo what they were doing, and a daemon
+// as long as its mount is in use; the second signal ends the process at once.
 func interruptible(parent context.Context) (ctx context.Context, interrupted func() bool) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)

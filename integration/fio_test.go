@@ -9,7 +9,7 @@ import (
 // fio runs fio on a file or device.
 func fio(t testing.TB, file string, options ...string) {
 	t.Helper()
-	args := append([]string{"--name=" + t.Name(), "--filename=" + file, "--minimal", "--thread", "--allow_file_create=0"}, options...)
+	args := append([]string{"--name=" + t.Name(), "--filename=" + file, "--minimal", "--thread", "--allow_file_create=0", "--verify_state_save=0"}, options...)
 	tool(t, "fio", args...)
 }
 

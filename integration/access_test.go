@@ -74,6 +74,7 @@ func TestUselessStoresAreNamedInBoundedTime(t *testing.T) {
 	}{
 		"wrong secret":         {s.server.EnvFor(s.server.AccessKey, "wrong"), s.url, 1, []string{"denied"}},
 		"unknown access key":   {s.server.EnvFor("nobody", "wrong"), s.url, 1, []string{"denied"}},
+		"no credentials":       {append(s.env, "AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY="), s.url, 1, []string{"credentials"}},
 		"unreachable endpoint": {append(s.env, "AWS_ENDPOINT_URL=http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3=http://127.0.0.1:1"), s.url, 1, []string{"127.0.0.1:1", "refused"}},
 		"unreachable in URL":   {s.env, s.url + "?endpoint=http://127.0.0.1:1", 1, []string{"127.0.0.1:1", "refused"}},
 		"no such bucket":       {s.env, "s3://no-such-bucket-here/p", 3, []string{"no-such-bucket-here"}},

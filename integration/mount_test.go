@@ -153,11 +153,29 @@ func (m *mount) again(target string, flags ...string) *mount {
 }
 
 func (m *mount) readStatus() (s status, err error) {
-	data, err := os.ReadFile(filepath.Join(m.dir, "status.json"))
+	data, err := m.readFile("status.json")
 	if err != nil {
 		return s, err
 	}
 	return parse[status](m.h.t, string(data)), nil
+}
+
+// readFile reads a file of the mount, as the user that mounted it: others,
+// root included, are kept out.
+func (m *mount) readFile(name string) (data []byte, err error) {
+	err = m.h.asUser(func() (err error) {
+		data, err = os.ReadFile(filepath.Join(m.dir, name))
+		return err
+	})
+	return data, err
+}
+
+// asUser calls fn as the host's user.
+func (h *host) asUser(fn func() error) error {
+	if h.user == nil {
+		return fn()
+	}
+	return asUser(h.user.Uid, fn)
 }
 
 // status returns what status.json says.
@@ -180,7 +198,11 @@ func (m *mount) waitState(state string, within time.Duration) {
 // the latest.
 func (m *mount) open(flags int) *os.File {
 	m.h.t.Helper()
-	f, err := os.OpenFile(m.image, flags, 0)
+	var f *os.File
+	err := m.h.asUser(func() (err error) {
+		f, err = os.OpenFile(m.image, flags, 0)
+		return err
+	})
 	if err != nil {
 		m.h.t.Fatal(err)
 	}
@@ -223,7 +245,7 @@ func (m *mount) write(p []byte, off int64) {
 // equals checks that the whole file has the given content.
 func (m *mount) equals(want []byte) {
 	m.h.t.Helper()
-	got, err := os.ReadFile(m.image)
+	got, err := m.readFile("volume.img")
 	if err != nil {
 		m.h.t.Fatal(err)
 	}

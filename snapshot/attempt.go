@@ -192,9 +192,7 @@ func (a *Attempt) Commit(ctx context.Context) (manifest.Outcome, error) {
 			return manifest.Outcome{}, fmt.Errorf("commit %s: pin it: %w", a.ID(), err)
 		}
 	}
-	outcome := a.outcome(manifest.StateCommitted)
-	a.uploaded.describe(&outcome)
-	won, err := a.store.putOutcome(ctx, outcome)
+	won, err := a.store.putOutcome(ctx, a.outcome())
 	if err != nil {
 		return won, fmt.Errorf("commit %s: %w", a.ID(), err)
 	}
@@ -218,12 +216,15 @@ func (a *Attempt) Abort(ctx context.Context, why string) error {
 	return a.store.Discard(ctx, a.ID(), a.plan.Holder)
 }
 
-func (a *Attempt) outcome(state string) manifest.Outcome {
-	return manifest.Outcome{
-		Version: manifest.RecordVersion, Snapshot: a.ID(), State: state, Nonce: a.plan.Nonce,
+// outcome returns the outcome that commits what was uploaded.
+func (a *Attempt) outcome() manifest.Outcome {
+	o := manifest.Outcome{
+		Version: manifest.RecordVersion, Snapshot: a.ID(), State: manifest.StateCommitted, Nonce: a.plan.Nonce,
 		Parent: a.intent.Parent, Volume: a.intent.Volume, Size: a.intent.Size, BlockSize: a.intent.BlockSize,
 		Start: a.intent.Start, End: now(), Description: a.intent.Description, Tags: a.intent.Tags,
 	}
+	a.uploaded.describe(&o)
+	return o
 }
 
 // heartbeat refreshes the attempt's progress until ctx ends, so that reclaim

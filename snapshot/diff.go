@@ -7,7 +7,7 @@ import (
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
-// A Change is a range of bytes in which two snapshots may differ, whole blocks
+// A Change is a range of bytes in which two snapshots differ, in whole blocks
 // but for the end of the device. First and Second tell whether the range holds
 // data in either, rather than a hole.
 type Change struct {
@@ -17,63 +17,90 @@ type Change struct {
 
 // Diff calls fn for the ranges in which b differs from a, in ascending order,
 // adjoining ones of one kind merged. It reads only leaves that differ. The
-// snapshots must be of one lineage, else ErrUnrelated. fn's error is returned.
+// snapshots must be of one lineage, else ErrUnrelated. fn's error ends it.
 func Diff(ctx context.Context, a, b *Image, fn func(Change) error) error {
 	if a.ID().Lineage != b.ID().Lineage {
 		return fmt.Errorf("%w: %s and %s", ErrUnrelated, a.ID(), b.ID())
 	}
-	blockSize := int64(b.Geometry().BlockSize)
-	size := max(a.Geometry().Size, b.Geometry().Size)
-	var open Change
-	flush := func() error {
-		if open.Length == 0 {
-			return nil
+	leaves := func(yield func(*leafPair, error) bool) {
+		for n := range manifest.DiffLeaves(a.Root, b.Root) {
+			if !yield(&leafPair{number: n}, nil) {
+				return
+			}
 		}
-		c := open
-		open = Change{}
-		return fn(c)
 	}
-	for n := range manifest.DiffLeaves(a.Root, b.Root) {
-		first, err := a.leafOrHoles(ctx, n)
-		if err != nil {
-			return err
+	fetch := func(ctx context.Context, p *leafPair) (err error) {
+		if p.first, err = a.leaf(ctx, p.number); err == nil {
+			p.second, err = b.leaf(ctx, p.number)
 		}
-		second, err := b.leafOrHoles(ctx, n)
-		if err != nil {
-			return err
-		}
-		for i := range max(first.Len(), second.Len()) {
-			old, changed := refAt(first, i), refAt(second, i)
-			if old.Hash == changed.Hash && old.IsHole() == changed.IsHole() {
-				continue
+		return err
+	}
+	changes := changeMerger{fn: fn}
+	blockSize, size := int64(b.Geometry().BlockSize), max(a.Geometry().Size, b.Geometry().Size)
+	err := inOrder(ctx, leafReads, leafReads, leaves, fetch, func(_ context.Context, p *leafPair) error {
+		for i := range manifest.DiffBlocks(p.first, p.second) {
+			offset := (p.number*manifest.LeafBlocks + int64(i)) * blockSize
+			c := Change{
+				Offset: offset, Length: min(blockSize, size-offset),
+				First: !refAt(p.first, i).IsHole(), Second: !refAt(p.second, i).IsHole(),
 			}
-			offset := (n*manifest.LeafBlocks + int64(i)) * blockSize
-			c := Change{Offset: offset, Length: min(blockSize, size-offset), First: !old.IsHole(), Second: !changed.IsHole()}
-			if open.Length > 0 && open.Offset+open.Length == c.Offset && open.First == c.First && open.Second == c.Second {
-				open.Length += c.Length
-				continue
-			}
-			if err := flush(); err != nil {
+			if err := changes.add(c); err != nil {
 				return err
 			}
-			open = c
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return flush()
+	return changes.flush()
 }
 
-// leafOrHoles returns a leaf from the store; an empty one if it is all holes.
-func (m *Image) leafOrHoles(ctx context.Context, n int64) (*manifest.Leaf, error) {
+// A leafPair is what two images have in the same place; nil is all holes.
+type leafPair struct {
+	number        int64
+	first, second *manifest.Leaf
+}
+
+// A changeMerger calls fn with changes after merging those that adjoin.
+type changeMerger struct {
+	fn   func(Change) error
+	open Change // Length 0: none
+}
+
+func (m *changeMerger) add(c Change) error {
+	if o := &m.open; o.Length > 0 && o.Offset+o.Length == c.Offset && o.First == c.First && o.Second == c.Second {
+		o.Length += c.Length
+		return nil
+	}
+	if err := m.flush(); err != nil {
+		return err
+	}
+	m.open = c
+	return nil
+}
+
+func (m *changeMerger) flush() error {
+	c := m.open
+	m.open = Change{}
+	if c.Length == 0 {
+		return nil
+	}
+	return m.fn(c)
+}
+
+// leaf reads a leaf; nil if it is all holes.
+func (m *Image) leaf(ctx context.Context, n int64) (*manifest.Leaf, error) {
 	ref, ok := m.Root.Find(n)
 	if !ok {
-		return manifest.NewLeaf(0), nil
+		return nil, nil
 	}
 	return m.FetchLeaf(ctx, ref)
 }
 
-// refAt returns a leaf's ref, a hole beyond its end.
+// refAt returns a leaf's ref, a hole beyond its end or of no leaf.
 func refAt(l *manifest.Leaf, i int) manifest.Ref {
-	if i >= l.Len() {
+	if l == nil || i >= l.Len() {
 		return manifest.Ref{}
 	}
 	return l.Ref(i)

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -32,12 +31,12 @@ func (m *Image) ReadAll(ctx context.Context, fn func(block int64, data []byte) e
 func (m *Image) readAll(ctx context.Context, fn func(block int64, data []byte) error, bad func(block int64, err error)) error {
 	reader := &blockstore.BlockReader{Store: m.objects, Lineage: m.ID().Lineage, BlockSize: m.Geometry().BlockSize}
 	buffers := make(freelist[[]byte], readRuns)
-	pick := func(ctx context.Context, l leafRead) ([]int64, []manifest.Ref, error) {
+	pick := func(_ context.Context, l leafRead) ([]int64, []manifest.Ref, error) {
 		if l.err == nil {
 			blocks, refs := l.blocks()
 			return blocks, refs, nil
 		}
-		if bad == nil || ctx.Err() != nil {
+		if bad == nil {
 			return nil, nil, l.err
 		}
 		for i := range m.Geometry().LeafLen(l.ref.Leaf) {
@@ -98,6 +97,9 @@ func (m *Image) eachRun(ctx context.Context, pick func(context.Context, leafRead
 	}
 	fetch := func(ctx context.Context, l *leafRead) error {
 		l.leaf, l.err = m.FetchLeaf(ctx, l.ref)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return nil
 	}
 	runs := newCrew(ctx, make(places, readRuns))
@@ -115,18 +117,4 @@ func (m *Image) eachRun(ctx context.Context, pick func(context.Context, leafRead
 			return nil
 		})
 	})
-}
-
-// isDamage reports whether an error says that what is in the store is not what
-// was written, or not all of it: asking again will not help. Every other error
-// is no verdict.
-func isDamage(err error) bool {
-	for _, damage := range []error{
-		blockstore.ErrNotExist, blockstore.ErrShort, blockstore.ErrTooLarge, blockstore.ErrCorrupt, manifest.ErrCorrupt, manifest.ErrVersion,
-	} {
-		if errors.Is(err, damage) {
-			return true
-		}
-	}
-	return false
 }

@@ -98,8 +98,8 @@ func TestReadAllEndsWithItsReader(t *testing.T) {
 	var log blockLog
 	fail := func(block int64, data []byte) error { return errors.Join(log.noteRead(block, data), boom) }
 	for range 20 {
-		// One leaf does not arrive before that.
-		w.faults.Inject(blockstoretest.Rule{Prefix: manifest.LeavesPrefix(img.ID()), Skip: 3, Times: 1}, blockstoretest.Fault{Hang: true})
+		// A leaf further on does not arrive before that.
+		w.faults.Inject(blockstoretest.Rule{Prefix: manifest.LeavesPrefix(img.ID()), Skip: 12, Times: 1}, blockstoretest.Fault{Hang: true})
 		if err := img.ReadAll(w.ctx, fail, log.noteBad); !errors.Is(err, boom) || len(log.bad) > 0 {
 			t.Errorf("read: %v, and bad are %v", err, log.bad)
 		}

@@ -31,6 +31,20 @@ var (
 	ErrNotStore = errors.New("not a lazyvol store")
 )
 
+// isDamage reports whether an error says that what is in the store is not what
+// was written, or not all of it: asking again will not help. Every other error
+// is no verdict.
+func isDamage(err error) bool {
+	for _, damage := range []error{
+		blockstore.ErrNotExist, blockstore.ErrShort, blockstore.ErrTooLarge, blockstore.ErrCorrupt, manifest.ErrCorrupt, manifest.ErrVersion,
+	} {
+		if errors.Is(err, damage) {
+			return true
+		}
+	}
+	return false
+}
+
 // recordLimit bounds a JSON record, in bytes. The largest is an outcome with a
 // small root in it.
 const recordLimit = 1 << 20

@@ -153,9 +153,6 @@ type job struct {
 
 // oldRef returns what the parent has in the job's i-th block.
 func (j *job) oldRef(i int64) manifest.Ref {
-	if j.old == nil {
-		return manifest.Ref{}
-	}
 	return refAt(j.old, int((j.first+i)%manifest.LeafBlocks))
 }
 

@@ -14,10 +14,10 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-// A Base is the clean bytes of one snapshot on this host, and its leaves. Any
+// A base is the clean bytes of one snapshot on this host, and its leaves. Any
 // number of processes may have it open; whoever does holds its lock shared, so
 // that nobody unlinks it.
-type Base struct {
+type base struct {
 	*cache.Clean
 	leaves *cache.IndexFile
 	lock   io.Closer
@@ -27,8 +27,8 @@ type Base struct {
 }
 
 // openBase opens the base of a snapshot, making it if this host has none.
-func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (_ *Base, err error) {
-	b := &Base{dir: h.baseDir(storeID, id), id: id, size: g.Size}
+func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (_ *base, err error) {
+	b := &base{dir: h.baseDir(storeID, id), id: id, size: g.Size}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open the base of %s: %w", id, err)
@@ -50,7 +50,7 @@ func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geome
 }
 
 // Close lets go of the base.
-func (b *Base) Close() error {
+func (b *base) Close() error {
 	var err error
 	if b.leaves != nil {
 		err = errors.Join(err, b.leaves.Close())

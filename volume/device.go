@@ -25,7 +25,7 @@ type Device struct {
 	host     *Host
 	name     string // of the snapshot or volume, for messages
 	geometry manifest.Geometry
-	base     *Base   // nil for a blank volume
+	base     *base   // nil for a blank volume
 	writes   *writes // nil if read-only
 	view     current
 
@@ -58,12 +58,10 @@ func (h *Host) OpenSnapshot(ctx context.Context, img *snapshot.Image) (*Device, 
 	if err != nil {
 		return nil, err
 	}
-	base, err := h.openBase(storeID, img.ID(), img.Geometry())
-	if err != nil {
+	d := h.newDevice(img.ID().String(), img.Geometry(), img.ID().Lineage)
+	if d.base, err = h.openBase(storeID, img.ID(), img.Geometry()); err != nil {
 		return nil, err
 	}
-	d := h.newDevice(img.ID().String(), img.Geometry(), img.ID().Lineage)
-	d.base = base
 	d.view.view = newView(nil, nil, img)
 	return d, nil
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,7 +135,9 @@ func (a *app) resolve() error {
 }
 
 // defaultStore is the store inside the state directory.
-func (a *app) defaultStore() string { return "file://" + filepath.Join(a.state, "store") }
+func (a *app) defaultStore() string {
+	return (&url.URL{Scheme: "file", Path: filepath.Join(a.state, "store")}).String()
+}
 
 // log returns the logger of a command: to stderr, and quiet unless asked.
 func (a *app) log() *slog.Logger {
@@ -146,27 +151,30 @@ func (a *app) log() *slog.Logger {
 // openStore opens the store of this invocation, or at, where a volume knows its
 // own. The default store is made on first use.
 func (a *app) openStore(ctx context.Context, at string, patience time.Duration) (*snapshot.Store, error) {
-	url := a.storeURL
-	if url == "" {
-		url = at
-	}
-	isDefault := url == "" || url == a.defaultStore()
-	if url == "" {
-		url = a.defaultStore()
-	}
+	at = cmp.Or(a.storeURL, at, a.defaultStore())
+	isDefault := at == a.defaultStore()
 	open := blockstore.Open
 	if isDefault {
 		open = blockstore.Create
 	}
-	objects, err := open(ctx, url)
+	objects, err := open(ctx, at)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, openError(err)
 	}
 	objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
 	if isDefault {
 		return snapshot.Init(ctx, objects)
 	}
 	return snapshot.New(objects), nil
+}
+
+// openError makes a store URL that cannot be understood a usage error; missing
+// credentials and the like are none.
+func openError(err error) error {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) || errors.Is(err, blockstore.ErrDenied) {
+		return err
+	}
+	return usageError{err}
 }
 
 // host wires the devices of this process to their store.
@@ -262,13 +270,9 @@ snapshots. Safe to run again, and from several hosts.`,
 		Args:    args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
-			url := a.storeURL
-			if url == "" {
-				url = a.defaultStore()
-			}
-			objects, err := blockstore.Create(ctx, url)
+			objects, err := blockstore.Create(ctx, cmp.Or(a.storeURL, a.defaultStore()))
 			if err != nil {
-				return usageError{err}
+				return openError(err)
 			}
 			objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: commandPatience})
 			if err := blockstore.Probe(ctx, objects); err != nil {

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -311,103 +310,4 @@ func parseTags(pairs []string) (map[string]string, error) {
 		return nil, usageError{err}
 	}
 	return tags, nil
-}
-
-func (a *app) snapshotDeleteCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "delete SNAP...", Short: "Delete snapshots and free what only they used", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Deletes snapshots and frees what only they used. Other snapshots stay whole,
-also those made from them. A pending one is aborted. Volumes and mounts that
-were opened from one before go on reading it; its space is freed after them.`,
-		RunE: func(c *cobra.Command, args []string) error {
-			ctx := c.Context()
-			var ids []manifest.SnapshotID
-			for _, arg := range args {
-				id, err := parseSnapshot(arg)
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
-			}
-			store, err := a.openStore(ctx, "", commandPatience)
-			if err != nil {
-				return err
-			}
-			a.sweepSessions(ctx, store)
-			var failed error
-			lineages := make(map[manifest.LineageID]bool)
-			for _, id := range ids {
-				if err := store.Delete(ctx, id); err != nil {
-					failed = errors.Join(failed, err)
-					continue
-				}
-				lineages[id.Lineage] = true
-				fmt.Fprintln(a.stdout, id)
-			}
-			for lineage := range lineages {
-				r, err := store.Reclaim(ctx, lineage)
-				if err != nil {
-					// The snapshots are deleted; only the space waits.
-					failed = errors.Join(failed, fmt.Errorf("deleted, but their space is not freed yet ('lazyvol gc' will): %w", err))
-					continue
-				}
-				fmt.Fprintf(a.stderr, "freed %s\n", size(r.Bytes))
-			}
-			return failed
-		},
-	}
-}
-
-func (a *app) gcCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "gc", Short: "Free what no snapshot uses any more, and show pins", Args: args(cobra.NoArgs),
-		Long: `Frees what no snapshot uses any more, in every lineage: what deletes that were
-interrupted left, and what attempts left whose host was lost. Shows the pins that
-stand, one per line: snapshot, holder, host, age. The pins of a host that is lost
-for good are removed by 'lazyvol volume forget'.`,
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx := c.Context()
-			store, err := a.openStore(ctx, "", commandPatience)
-			if err != nil {
-				return err
-			}
-			if _, err := store.ID(ctx); err != nil {
-				return err
-			}
-			a.sweepSessions(ctx, store)
-			lineages, err := store.Lineages(ctx)
-			if err != nil {
-				return err
-			}
-			var failed error
-			var objects, rewritten int
-			var freed int64
-			w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
-			for _, lineage := range lineages {
-				r, err := store.Reclaim(ctx, lineage)
-				if err != nil {
-					failed = errors.Join(failed, err)
-				}
-				objects, rewritten, freed = objects+r.Objects, rewritten+r.Rewritten, freed+r.Bytes
-				for _, pin := range r.Pins {
-					note := ""
-					if pin.Deleted {
-						note = "deleted"
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", pin.Snapshot, pin.Holder, pin.Host, pin.Age.Round(time.Second), note)
-				}
-			}
-			fmt.Fprintf(a.stderr, "freed %s: %d objects removed, %d packs rewritten\n", size(freed), objects, rewritten)
-			return errors.Join(w.Flush(), failed)
-		},
-	}
-}
-
-// fileExists reports whether something is at path.
-func fileExists(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

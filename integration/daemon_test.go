@@ -1,0 +1,218 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestDaemonNamesItselfAndLogsInItsFolder(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
+	vol := h.ok("volume", "create", "--snapshot", snap)
+	for target, log := range map[string]string{snap: "mounts/*/daemon.log", vol: "volumes/" + vol + "/daemon.log"} {
+		m := h.mount(target)
+		cmdline, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(m.pid), "cmdline"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if args := strings.Split(string(cmdline), "\x00"); !strings.Contains(string(cmdline), target) || !strings.Contains(string(cmdline), m.dir) {
+			t.Errorf("the daemon's arguments are %q", args)
+		}
+		if found := glob(t, filepath.Join(h.state, log)); len(found) != 1 || allocated(t, found[0]) == 0 {
+			t.Errorf("logs: %v", found)
+		}
+	}
+}
+
+func TestSignalledDaemonUnmountsAndExitsWithSuccess(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, 4*mib)))
+	for _, target := range []string{snap, h.ok("volume", "create", "--snapshot", snap)} {
+		dir := t.TempDir()
+		daemon := h.begin("mount", "--foreground", target, dir)
+		waitFor(t, "the mount is ready", 20*time.Second, func() bool { return isMountpoint(t, dir) })
+		m := h.mounted(dir)
+		if strings.HasPrefix(target, "vol-") {
+			m.write([]byte("kept"), 0)
+		} else {
+			m.read(0, 4)
+		}
+		if m.pid != daemon.cmd.Process.Pid {
+			t.Errorf("the daemon is %d, not the command %d", m.pid, daemon.cmd.Process.Pid)
+		}
+		m.closeFiles()
+		daemon.signal(syscall.SIGTERM)
+		r := daemon.wait()
+		if r.code != 0 || !strings.Contains(r.stderr, "unmounted") {
+			t.Errorf("%s\nwant exit 0 and the log on stderr", r)
+		}
+		if isMountpoint(t, dir) {
+			t.Errorf("%s is still a mountpoint", dir)
+		}
+	}
+	if pins := h.store.objects(t, "pins"); len(pins) != 1 {
+		t.Errorf("pins: %v, want the volume's", pins)
+	}
+}
+
+func TestPlainUmountEndsTheDaemon(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "4MiB")
+	m := h.mount(vol)
+	m.write([]byte("kept"), 100)
+	m.closeFiles()
+	umount(t, m.dir)
+	m.waitEnd()
+	m = m.again(vol)
+	if got := string(m.read(100, 4)); got != "kept" {
+		t.Errorf("read %q", got)
+	}
+}
+
+func TestUnmountOfAMountInUseIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "4MiB")
+	m := h.mount(vol)
+	f := m.open(os.O_RDWR)
+	h.fails(4, []string{"in use"}, "unmount", m.dir)
+	h.fails(4, []string{"in use"}, "unmount", vol)
+	if _, err := f.WriteAt([]byte("still there"), 0); err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("unmount", vol)
+	m.waitEnd()
+}
+
+func TestSignalledDaemonServesItsUsersToTheEnd(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "4MiB")
+	m := h.mount(vol)
+	f := m.open(os.O_RDWR)
+	if err := syscall.Kill(m.pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the mount is out of sight", 10*time.Second, func() bool { return !isMountpoint(t, m.dir) })
+	if _, err := f.WriteAt([]byte("the last words"), 0); err != nil {
+		t.Errorf("a file that is open: %v", err)
+	}
+	m.closeFiles()
+	m.waitEnd()
+	m = m.again(vol)
+	if got := string(m.read(0, 14)); got != "the last words" {
+		t.Errorf("read %q", got)
+	}
+}
+
+func TestStateDirectoriesMayHaveLongAndOddNames(t *testing.T) {
+	t.Parallel()
+	for name, folder := range map[string]string{
+		"long": strings.Repeat("a-rather-long-name/", 10), // a socket's path may have 108 bytes
+		"odd":  "a space, 50%41, #1 and a ?",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, nil)
+			h.state = filepath.Join(h.dir, folder, "state")
+			disk := randomBytes(1, 4*mib)
+			snap := h.ok("snapshot", "create", h.image(disk))
+			vol := h.ok("volume", "create", "--snapshot", snap)
+			m := h.mount(vol)
+			h.ok("hydrate", "--wait", vol)
+			copy(disk, "changed")
+			m.write(disk[:7], 0)
+			if s := parse[status](t, h.ok("status", "--json", vol)); s.PID != m.pid || s.DirtyBytes != pageSize {
+				t.Errorf("status: %+v", s)
+			}
+			sameBytes(t, "the snapshot", h.exported(h.ok("snapshot", "create", vol)), disk)
+			device := h.attach(vol)
+			sameBytes(t, "the device", readAt(t, device, 0, len(disk)), disk)
+			h.ok("detach", vol)
+			image := h.mount(snap)
+			h.ok("hydrate", "--wait", image.dir)
+			h.ok("unmount", vol)
+		})
+	}
+}
+
+func TestMountpointsMayHaveOddNames(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "4MiB")
+	dir := filepath.Join(h.dir, "a space\tand, a comma\\")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := h.mountOn(dir, vol)
+	m.write([]byte("x"), 0)
+	h.ok("status", dir)
+	m.closeFiles()
+	h.ok("unmount", dir)
+	m.waitEnd()
+}
+
+func TestRelativePathsAreTheCallers(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	disk := randomBytes(1, mib)
+	writeImage(t, filepath.Join(h.dir, "disk.img"), disk)
+	if err := os.Mkdir(filepath.Join(h.dir, "mnt"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	snap := h.ok("--state", "elsewhere", "snapshot", "create", "disk.img") // commands run in h.dir
+	h.state = filepath.Join(h.dir, "elsewhere")
+	h.ok("mount", snap, "mnt")
+	m := h.mounted(filepath.Join(h.dir, "mnt"))
+	m.equals(disk)
+	h.ok("status", "mnt")
+	h.ok("unmount", "mnt")
+	h.ok("snapshot", "export", snap, "out.img")
+	sameBytes(t, "the export", readAt(t, filepath.Join(h.dir, "out.img"), 0, mib), disk)
+}
+
+func TestOtherUsersAreLetInOnRequestOnly(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	if err := os.Chmod(h.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	vol := h.ok("volume", "create", "--size", "1MiB")
+	other := uint32(61234)
+	read := func(m *mount) error {
+		return asUser(other, func() error {
+			f, err := os.OpenFile(m.image, os.O_RDWR, 0)
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		})
+	}
+	m := h.mount(vol)
+	if err := os.Chmod(m.dir, 0o755); err == nil {
+		t.Error("the mode of a mountpoint can be changed")
+	}
+	if err := read(m); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("another user: %v, want EACCES", err)
+	}
+	m.unmount()
+	if err := os.Chmod(m.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m = m.again(vol, "--allow-other", "--uid", strconv.Itoa(int(other)), "--gid", strconv.Itoa(int(other)))
+	if err := read(m); err != nil {
+		t.Errorf("the user named: %v", err)
+	}
+}

@@ -91,12 +91,15 @@ func (s *retryStore) do(ctx context.Context, attempt func() (progress bool, err 
 			return fmt.Errorf("gave up after %d attempts: %w", n, err)
 		}
 		token := s.budget.Reserve()
-		pause := max(s.policy.backoff(n), token.Delay())
-		if elapsed := time.Since(begin); elapsed+pause > s.policy.Total {
+		elapsed := time.Since(begin)
+		left := s.policy.Total - elapsed
+		if left <= 0 || token.Delay() > left {
 			token.Cancel()
 			return fmt.Errorf("gave up after %d attempts in %v: %w", n, elapsed.Round(time.Millisecond), err)
 		}
-		timer := time.NewTimer(pause)
+		// The last attempt is at the very end, however long the pause drawn:
+		// who is given a minute to wait is not told of failure after half of it.
+		timer := time.NewTimer(max(min(s.policy.backoff(n), left), token.Delay()))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -25,7 +25,7 @@ func TestHydrationPausesResumesAndFinishes(t *testing.T) {
 
 	gate.close(gets("packs"))
 	h.ok("hydrate", "--resume", vol)
-	waitFor(t, "the hydrator fetches", 10*time.Second, func() bool { return gate.holding() > 0 })
+	gate.waitHolding(t)
 	if st := m.status(); st.State != "hydrating" {
 		t.Errorf("resumed: %+v", st)
 	}
@@ -133,7 +133,7 @@ func TestManyReadersOfABlockFetchItOnce(t *testing.T) {
 			done <- p
 		}()
 	}
-	waitFor(t, "a reader waits for the store", 10*time.Second, func() bool { return gate.holding() > 0 })
+	gate.waitHolding(t)
 	time.Sleep(200 * time.Millisecond)
 	gate.open()
 	for range readers {

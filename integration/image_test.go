@@ -97,7 +97,8 @@ func TestStatusOfAMountIsAsTheContractSays(t *testing.T) {
 		t.Errorf("cold: status is %+v, want a total of %d", s, total)
 	}
 	m.read(0, 1)
-	if s := m.status(); s.DemandFetches != 1 || s.HydratedBytes == 0 || s.HydratedBytes > total || s.State != "paused" {
+	waitFor(t, "what was read is counted", 10*time.Second, func() bool { return m.status().HydratedBytes > 0 })
+	if s := m.status(); s.DemandFetches != 1 || s.HydratedBytes > total || s.State != "paused" {
 		t.Errorf("after one read: status is %+v", s)
 	}
 	h.ok("hydrate", "--wait", m.dir)

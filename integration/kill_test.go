@@ -60,7 +60,7 @@ func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
 					gate.close(puts(kind))
 				}
 				create := h.begin("snapshot", "create", vol)
-				waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
+				gate.waitHolding(t)
 				if kind != "intents" { // after it, writes are those of the next snapshot
 					copy(disk[5*mib:], "written after the cut")
 					m.write(disk[5*mib:5*mib+100], 5*mib)
@@ -147,7 +147,7 @@ func TestKilledSnapshotOfAnUnmountedVolumeIsSettledByTheNext(t *testing.T) {
 			m.unmount()
 			gate.closeReplies(puts(kind))
 			create := h.begin("snapshot", "create", vol)
-			waitFor(t, "the snapshot is under way", time.Minute, func() bool { return gate.holding() > 0 })
+			gate.waitHolding(t)
 			create.signal(syscall.SIGKILL)
 			create.wait()
 			gate.open()

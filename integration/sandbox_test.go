@@ -100,6 +100,9 @@ func initMain() (int, error) {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return 0, fmt.Errorf("mount /proc: %w", err)
 	}
+	if err := openFuse(filepath.Join(os.Getenv("TMPDIR"), "fuse")); err != nil {
+		return 0, err
+	}
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -116,6 +119,26 @@ func initMain() (int, error) {
 	}()
 	code, err := reapUntil(cmd.Process.Pid)
 	return code, errors.Join(err, sweep(os.Getenv("TMPDIR")))
+}
+
+// openFuse puts a /dev/fuse in place that any user may open, as distributions
+// have it. Minimal systems leave it to root.
+func openFuse(node string) error {
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/fuse", &st); err != nil {
+		return fmt.Errorf("look for /dev/fuse: %w", err)
+	}
+	const anybody = 0o666
+	if err := unix.Mknod(node, unix.S_IFCHR|anybody, int(st.Rdev)); err != nil {
+		return fmt.Errorf("make a /dev/fuse: %w", err)
+	}
+	if err := unix.Chmod(node, anybody); err != nil { // whatever the umask
+		return fmt.Errorf("make a /dev/fuse: %w", err)
+	}
+	if err := unix.Mount(node, "/dev/fuse", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount a /dev/fuse: %w", err)
+	}
+	return nil
 }
 
 // reapUntil reaps processes until the one with the given id ended, and returns

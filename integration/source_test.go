@@ -70,7 +70,7 @@ func TestImageThatChangesWhileItIsReadFails(t *testing.T) {
 			path := h.image(randomBytes(1, 40*mib))
 			gate.close(puts("packs"))
 			create := h.begin("snapshot", "create", path)
-			waitFor(t, "packs are uploaded", time.Minute, func() bool { return gate.holding() > 0 })
+			gate.waitHolding(t)
 			if err := change(path); err != nil {
 				t.Fatal(err)
 			}
@@ -92,9 +92,9 @@ func TestInterruptedCreateIsNeverASnapshot(t *testing.T) {
 				path := h.image(randomBytes(1, 20*mib))
 				gate.close(puts(hold))
 				create := h.begin("snapshot", "create", path)
-				waitFor(t, "the upload is under way", time.Minute, func() bool { return gate.holding() > 0 })
+				gate.waitHolding(t)
 				create.signal(sig)
-				time.Sleep(50 * time.Millisecond)
+				gate.waitLeft(t)
 				gate.open() // the command tells the store that it gave up
 				create.wait().failed(t, 130, "interrupted")
 				h.leftNothing()
@@ -110,7 +110,7 @@ func TestKilledCreateIsNeverASnapshot(t *testing.T) {
 	path := h.image(randomBytes(1, 20*mib))
 	gate.close(puts("leaves"))
 	create := h.begin("snapshot", "create", path)
-	waitFor(t, "the upload is under way", time.Minute, func() bool { return gate.holding() > 0 })
+	gate.waitHolding(t)
 	create.signal(syscall.SIGKILL)
 	create.wait()
 	gate.open()

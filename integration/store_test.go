@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
 )
@@ -127,6 +128,7 @@ type gate struct {
 	closed func(*http.Request) bool // which requests are held; nil: none
 	silent func(*http.Request) bool // of which requests the replies are held; nil: none
 	held   int                      // requests and replies that wait
+	left   int                      // of those that waited, how many clients did not
 	opened chan struct{}            // closed by open
 }
 
@@ -193,6 +195,7 @@ func (g *gate) wait(r *http.Request, closed func() func(*http.Request) bool) boo
 		g.mu.Lock()
 		g.held--
 		if r.Context().Err() != nil {
+			g.left++
 			return false
 		}
 	}
@@ -236,6 +239,27 @@ func (g *gate) holding() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.held
+}
+
+// waitHolding waits until a request or reply is held.
+func (g *gate) waitHolding(t testing.TB) {
+	t.Helper()
+	waitFor(t, "a request is held", time.Minute, func() bool { return g.holding() > 0 })
+}
+
+// waitLeft waits until a client has given up a request that is held, and
+// forgets it.
+func (g *gate) waitLeft(t testing.TB) {
+	t.Helper()
+	waitFor(t, "a request is given up", time.Minute, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.left == 0 {
+			return false
+		}
+		g.left = 0
+		return true
+	})
 }
 
 // count returns how many requests of a kind passed, and forgets them.

@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -27,11 +29,11 @@ func asUser(id uint32, fn func() error) error {
 	return <-failed
 }
 
-func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
-	t.Parallel()
-	const user = 61111 // nobody else's on any system
-	// Not t.TempDir, which is below a folder that is root's alone.
-	dir, err := os.MkdirTemp("", "user-")
+// publicDir returns a new directory that any user may enter. What t.TempDir
+// returns lies below one that is root's alone.
+func publicDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "public-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,15 +42,25 @@ func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := os.Chown(dir, user, user); err != nil {
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
+	t.Parallel()
+	const user = 65534 // nobody: fusermount3 wants a user with a name
 	h := newHost(t, nil)
-	h.dir, h.state = dir, filepath.Join(dir, "state")
+	h.dir = publicDir(t)
+	if err := os.Chown(h.dir, user, user); err != nil {
+		t.Fatal(err)
+	}
+	h.state = filepath.Join(h.dir, "state")
 	h.user = &syscall.Credential{Uid: user, Gid: user}
 
 	disk := diskBytes(1, 9*mib)
-	snap := h.ok("snapshot", "create", writeImage(t, filepath.Join(dir, "disk.img"), disk))
+	snap := h.ok("snapshot", "create", writeImage(t, filepath.Join(h.dir, "disk.img"), disk))
 	image := h.mount(snap)
 	image.equals(disk)
 	h.fails(1, []string{"root"}, "attach", snap)
@@ -64,7 +76,38 @@ func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
 	m.kill()
 	m = m.again(vol) // on the dead mountpoint
 	m.equals(disk)
-	out := filepath.Join(dir, "out.img")
+	out := filepath.Join(h.dir, "out.img")
 	h.ok("snapshot", "export", second, out)
 	sameBytes(t, "the export", readAt(t, out, 0, len(disk)), disk)
+}
+
+func TestOtherUsersAreLetInOnRequestOnly(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "1MiB")
+	const other = 61234
+	dir := publicDir(t)
+	open := func() error {
+		return asUser(other, func() error {
+			f, err := os.OpenFile(filepath.Join(dir, "volume.img"), os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		})
+	}
+	m := h.mountOn(dir, vol)
+	if err := open(); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("another user: %v, want EACCES", err)
+	}
+	m.unmount()
+	m = m.again(vol, "--allow-other", "--uid", strconv.Itoa(other), "--gid", strconv.Itoa(other))
+	if err := open(); err != nil {
+		t.Errorf("the user named: %v", err)
+	}
+	m.unmount()
+	m.again(vol, "--allow-other")
+	if err := open(); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("another user than the one named: %v, want EACCES", err)
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // volumeInfo is what 'volume show --json' and 'volume list --json' print.
@@ -210,7 +209,7 @@ func TestSecondSnapshotOfAVolumeWhileOneRunsIsRefused(t *testing.T) {
 
 	gate.close(puts("packs"))
 	create := h.begin("snapshot", "create", vol)
-	waitFor(t, "packs are uploaded", time.Minute, func() bool { return gate.holding() > 0 })
+	gate.waitHolding(t)
 	h.fails(4, []string{"being made"}, "snapshot", "create", vol)
 	m.write([]byte("written meanwhile"), 3*mib) // into the next one
 	gate.open()
@@ -236,10 +235,11 @@ func TestInterruptedSnapshotGivesTheChangesBack(t *testing.T) {
 	for _, hold := range []string{"packs", "outcomes"} {
 		gate.close(puts(hold))
 		create := h.begin("snapshot", "create", vol)
-		waitFor(t, "the upload is under way", time.Minute, func() bool { return gate.holding() > 0 })
+		gate.waitHolding(t)
 		copy(disk[4*mib:], "written after the cut")
 		m.write(disk[4*mib:4*mib+100], 4*mib)
 		create.signal(syscall.SIGINT)
+		gate.waitLeft(t)
 		gate.open()
 		create.wait().failed(t, 130)
 	}

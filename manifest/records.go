@@ -99,11 +99,12 @@ type Tombstone struct {
 
 // A Pin keeps a snapshot whole as long as it stands. Its holder removes it.
 type Pin struct {
-	Version  int        `json:"version"`
-	Snapshot SnapshotID `json:"snapshot"`
-	Holder   string     `json:"holder"`         // as in its key: see [ValidHolder]
-	Host     string     `json:"host,omitempty"` // the holder's, for people
-	Mounted  time.Time  `json:"mounted"`
+	Version   int        `json:"version"`
+	Snapshot  SnapshotID `json:"snapshot"`
+	Holder    string     `json:"holder"`              // as in its key: see [ValidHolder]
+	Host      string     `json:"host,omitempty"`      // the holder's, for people
+	Unchecked bool       `json:"unchecked,omitempty"` // it may have come after the tombstone: its holder must not count on it
+	Mounted   time.Time  `json:"mounted"`
 }
 
 // A Meta holds what of a snapshot may change. It is replaced by compare-and-swap; while there is

@@ -113,24 +113,12 @@ func (a *aftermath) checkVerdicts(context.Context) error {
 	return nil
 }
 
-// checkPins checks that those pins stand on which somebody counts, and without
-// faults no others.
+// checkPins checks that those pins stand that somebody counts on.
 func (a *aftermath) checkPins(context.Context) error {
-	faults := 0
-	kept := make(map[manifest.SnapshotID][]string)
 	for _, h := range a.hosts {
-		faults += h.faults
 		for id, holder := range h.keeps {
-			kept[id] = append(kept[id], holder)
 			if !slices.Contains(a.pins[id], holder) {
 				return fmt.Errorf("%w: %s counts on its pin on %s, and it is gone", errLost, h.name, id)
-			}
-		}
-	}
-	for id, holders := range a.pins {
-		for _, holder := range holders {
-			if faults == 0 && !slices.Contains(kept[id], holder) {
-				return fmt.Errorf("%w: the pin of %s on %s", errLeft, holder, id)
 			}
 		}
 	}

@@ -152,12 +152,9 @@ func (s *Store) mayInherit(ctx context.Context, parent manifest.SnapshotID, h Ho
 		return nil
 	}
 	if h.ID != "" {
-		pinned, err := s.exists(ctx, manifest.PinKey(parent, h.ID))
-		if err != nil {
-			return fmt.Errorf("look for the pin of %s on parent %s: %w", h.ID, parent, err)
-		}
-		if pinned {
-			return nil
+		pinned, err := s.keeps(ctx, parent, h)
+		if err != nil || pinned {
+			return err
 		}
 	}
 	return fmt.Errorf("%w: %s", ErrParentGone, parent)

@@ -46,29 +46,48 @@ type volume struct {
 	pending bool                  // the first of them
 	unpin   []manifest.SnapshotID // former roots
 
-	snapshots int  // still to be made
-	returns   bool // it was forgotten, with its pin, and is opened again
+	attempts  int  // still to be begun
+	returned  bool // it was forgotten with its pin, and is opened again
 	forgotten bool // it is, at any time
 }
 
-// volume returns a host with a volume that was restored from a snapshot.
-func (st *stage) volume(holder string, root uint64, next ...uint64) (*volume, *host) {
-	v := &volume{stage: st, holder: snapshot.Holder{ID: holder}, root: st.roots[st.id(root)], snapshots: 1}
-	for _, serial := range next {
-		v.next = append(v.next, st.id(serial))
+// volume returns a host with a volume that was restored from a snapshot, and of
+// which it makes others.
+func (st *stage) volume(holder string, root uint64, next ...uint64) *host {
+	return newHost(holder, st.restored(holder, root, next...).act)
+}
+
+// returned returns one whose pin is gone. If that means that its root is lost,
+// the snapshot that it makes has the second id.
+func (st *stage) returned(holder string, root uint64, next, second uint64) *host {
+	v := st.restored(holder, root, next, second)
+	v.attempts, v.returned = 1, true
+	return newHost(holder, v.act)
+}
+
+// forgotten returns one whose pin may be removed at any time.
+func (st *stage) forgotten(holder string, root uint64, next, second uint64) *host {
+	v := st.restored(holder, root, next, second)
+	v.attempts, v.forgotten = 1, true
+	return newHost(holder, v.act)
+}
+
+func (st *stage) restored(holder string, root uint64, next ...uint64) *volume {
+	return &volume{
+		stage: st, holder: snapshot.Holder{ID: holder}, root: st.roots[st.id(root)],
+		next: st.will(root, next...), attempts: len(next),
 	}
-	return v, newHost(holder, v.act)
 }
 
 func (v *volume) act(ctx context.Context, h *host, s *snapshot.Store) (err error) {
-	v.keep(h, !v.returns)
-	if v.returns {
+	v.keep(h, !v.returned)
+	if v.returned {
 		err = v.settle(ctx, h, s)
 		if errors.Is(err, blockstore.ErrUnavailable) {
 			err = v.settle(ctx, h, s)
 		}
 	}
-	for ; err == nil && v.snapshots > 0; v.snapshots-- {
+	for ; err == nil && v.attempts > 0; v.attempts-- {
 		err = v.snapshot(ctx, h, s)
 	}
 	for h.restart() {
@@ -103,7 +122,7 @@ func (v *volume) snapshot(ctx context.Context, h *host, s *snapshot.Store) error
 		return v.settle(ctx, h, s)
 	}
 	gone := errors.Is(err, snapshot.ErrParentGone) || errors.Is(err, blockstore.ErrNotExist)
-	if !gone || !v.forgotten && !v.returns || v.root == nil {
+	if !gone || !v.forgotten && !v.returned || v.root == nil {
 		return h.excuse(errFailed, err)
 	}
 	// The pin is gone: the root is lost, and the snapshot must be a full one.
@@ -136,7 +155,7 @@ func (v *volume) settle(ctx context.Context, h *host, s *snapshot.Store) error {
 		return err
 	}
 	err := s.KeepPinned(ctx, v.root.Snapshot, v.holder)
-	if errors.Is(err, snapshot.ErrNotFound) && (v.returns || v.forgotten) {
+	if errors.Is(err, snapshot.ErrNotFound) && (v.returned || v.forgotten) {
 		v.root, err = nil, nil
 	}
 	if err != nil {
@@ -184,16 +203,16 @@ func (v *volume) read(ctx context.Context, h *host, s *snapshot.Store) error {
 		return nil
 	}
 	err := v.holds(ctx, s.ImageOf(v.root))
-	if v.forgotten && errors.Is(err, blockstore.ErrNotExist) {
-		return nil
+	if v.forgotten && (errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, blockstore.ErrCorrupt)) {
+		return nil // loud, as it should be
 	}
 	return h.excuse(errLost, err)
 }
 
 // importer returns a host that makes a snapshot of an image, without a pin.
 func (st *stage) importer(serial, parent uint64) *host {
+	id := st.will(parent, serial)[0]
 	return newHost("importer", func(ctx context.Context, h *host, s *snapshot.Store) error {
-		id := st.id(serial)
 		plan, source := st.attempt(s, id, st.roots[st.id(parent)])
 		_, err := s.Create(ctx, plan, source, nil)
 		switch {
@@ -214,17 +233,20 @@ func (st *stage) importer(serial, parent uint64) *host {
 // it crashes its pin stays.
 func (st *stage) mounter(serial uint64) *host {
 	return newHost("mounter", func(ctx context.Context, h *host, s *snapshot.Store) error {
-		img, err := s.Open(ctx, st.id(serial), snapshot.Holder{ID: "mount-1"})
-		if errors.Is(err, snapshot.ErrNotFound) {
+		id, me := st.id(serial), "mount-1"
+		img, err := s.Open(ctx, id, snapshot.Holder{ID: me})
+		switch {
+		case errors.Is(err, snapshot.ErrNotFound) && h.written[manifest.PinKey(id, me)].digest != 0 && h.faults == 0:
+			return fmt.Errorf("%w: a pin on %s, which was not found", errLeft, id)
+		case errors.Is(err, snapshot.ErrNotFound):
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return h.excuse(errFailed, err)
 		}
 		if err := st.holds(ctx, img); err != nil {
 			return h.excuse(errLost, err)
 		}
-		return h.excuse(errFailed, s.Unpin(ctx, img.ID(), "mount-1"))
+		return h.excuse(errFailed, s.Unpin(ctx, id, me))
 	})
 }
 

@@ -15,13 +15,6 @@ import (
 	"testing/synctest"
 )
 
-// A scenario is some hosts that do something to one lineage.
-type scenario struct {
-	stage func(*testing.T) *stage
-	cast  func(*stage) []*host // makes the hosts afresh, for each schedule
-	limit []cost               // of the schedules all of which are explored
-}
-
 // A decision is to take another option than the first at a point of a schedule.
 type decision struct{ point, option int }
 
@@ -35,6 +28,20 @@ func (p plan) String() string {
 		fmt.Fprintf(&b, " %d.%d", d.point, d.option)
 	}
 	return b.String()
+}
+
+// planFromEnvironment returns the plan in LAZYVOL_SCHEDULE, if it is one of the
+// scenario.
+func planFromEnvironment(t *testing.T, scenario string) (plan, bool) {
+	text, ok := strings.CutPrefix(os.Getenv("LAZYVOL_SCHEDULE"), scenario+":")
+	if !ok {
+		return nil, false
+	}
+	p, err := parsePlan(text)
+	if err != nil {
+		t.Fatalf("LAZYVOL_SCHEDULE: %v", err)
+	}
+	return p, true
 }
 
 func parsePlan(text string) (plan, error) {
@@ -89,7 +96,7 @@ type failure struct {
 }
 
 func (f *failure) String() string {
-	return fmt.Sprintf("%v\nby LAZYVOL_SCHEDULE='%s%v':\n\t%s", f.err, f.scenario, f.plan, strings.Join(f.log, "\n\t"))
+	return fmt.Sprintf("%v\nby LAZYVOL_SCHEDULE='%s:%v':\n\t%s", f.err, f.scenario, f.plan, strings.Join(f.log, "\n\t"))
 }
 
 // run runs the scenario once. It returns nil if no promise was broken.
@@ -217,20 +224,19 @@ func (e *exploration) random(ctx context.Context, seed uint64, faults int) *fail
 	})
 }
 
+// replay runs one schedule.
+func (e *exploration) replay(ctx context.Context, p plan) *failure {
+	return e.run(ctx, func(_ *schedule, point int, _ []option) (i int) {
+		i, p = p.take(point)
+		return i
+	})
+}
+
+func (e *exploration) String() string {
+	return fmt.Sprintf("%d schedules, %d of them until they joined another, in %d states and %d ends", e.runs, e.cut, len(e.seen), len(e.ends))
+}
+
 // bubble runs fn in a synctest bubble.
 func bubble(t *testing.T, fn func(ctx context.Context)) {
 	synctest.Test(t, func(t *testing.T) { fn(t.Context()) })
-}
-
-// replay returns the plan that LAZYVOL_SCHEDULE holds for a scenario.
-func replay(t *testing.T, scenario string) (plan, bool) {
-	text, ok := strings.CutPrefix(os.Getenv("LAZYVOL_SCHEDULE")+" ", scenario+" ")
-	if !ok {
-		return nil, false
-	}
-	p, err := parsePlan(text)
-	if err != nil {
-		t.Fatalf("LAZYVOL_SCHEDULE: %v", err)
-	}
-	return p, true
 }

@@ -26,9 +26,9 @@ type scene struct {
 
 func newScene(t *testing.T) *scene {
 	w := newWorld(t)
-	d1 := newDevice(leafBytes+512).tiny(1, span(0, 5)...).tiny(1, 1024)
+	d1 := newDevice(8*testBlock+512).tiny(1, span(0, 4)...).tiny(1, 8)
 	d2 := d1.tiny(2, 0, 1)
-	d3 := d2.tiny(3, 1, 2).punched(4)
+	d3 := d2.tiny(3, 1, 2).punched(3)
 	d4 := d2.tiny(4, 0)
 	first := w.create(nil, nil, d1)
 	second := w.create(first, d1, d2)
@@ -105,7 +105,7 @@ func (s *scene) mustEndEmpty() {
 var operations = map[string]func(ctx context.Context, s *scene) error{
 	"create": func(ctx context.Context, s *scene) error {
 		before := s.content[s.third.ID()]
-		d := before.tiny(9, 2, 1024).punched(3)
+		d := before.grown(9*testBlock).tiny(9, 2, 8).punched(1)
 		plan := s.plan(s.third, d)
 		plan.Holder = snapshot.Holder{ID: "vol-1"}
 		_, err := s.store.Create(ctx, plan, d.since(before), nil)
@@ -115,7 +115,7 @@ var operations = map[string]func(ctx context.Context, s *scene) error{
 		return err
 	},
 	"create the first": func(ctx context.Context, s *scene) error {
-		d := newDevice(3*leafBytes).tiny(9, 2, 1024)
+		d := newDevice(2*leafBytes).tiny(9, 2, 1024)
 		plan := s.plan(nil, d)
 		_, err := s.store.Create(ctx, plan, d.whole(), nil)
 		if err == nil {

@@ -42,7 +42,12 @@ type Image struct {
 // snapshot refers to from being reclaimed until Unpin. A deleted snapshot is
 // ErrNotFound and gets no pin.
 func (s *Store) Pin(ctx context.Context, id manifest.SnapshotID, h Holder) error {
-	if err := s.put(ctx, manifest.PinKey(id, h.ID), h.pin(id)); err != nil {
+	return s.pin(ctx, h.pin(id))
+}
+
+func (s *Store) pin(ctx context.Context, pin manifest.Pin) error {
+	id := pin.Snapshot
+	if err := s.put(ctx, manifest.PinKey(id, pin.Holder), pin); err != nil {
 		return fmt.Errorf("pin %s: %w", id, err)
 	}
 	// Rule: the pin first, the tombstone second. A reclaimer lists them in
@@ -52,7 +57,7 @@ func (s *Store) Pin(ctx context.Context, id manifest.SnapshotID, h Holder) error
 		return fmt.Errorf("pin %s: look for its tombstone: %w", id, err)
 	}
 	if deleted {
-		if err := s.Unpin(ctx, id, h.ID); err != nil {
+		if err := s.Unpin(ctx, id, pin.Holder); err != nil {
 			return err
 		}
 		return fmt.Errorf("%w: %s was deleted", ErrNotFound, id)
@@ -251,14 +256,37 @@ func (s *Store) Load(ctx context.Context, outcome manifest.Outcome) (*Image, err
 
 // KeepPinned makes sure that the holder's pin on a snapshot, made before,
 // stands: if it is gone the snapshot is pinned anew, and ErrNotFound if it was
-// deleted meanwhile.
+// deleted meanwhile. After any other error it may be called again.
 func (s *Store) KeepPinned(ctx context.Context, id manifest.SnapshotID, h Holder) error {
-	stands, err := s.exists(ctx, manifest.PinKey(id, h.ID))
-	if err != nil {
-		return fmt.Errorf("look for the pin of %s on %s: %w", h.ID, id, err)
+	stands, err := s.keeps(ctx, id, h)
+	if err != nil || stands {
+		return err
 	}
-	if stands {
-		return nil
+	// Rule: a pin made anew counts once the tombstone was looked for after it.
+	// Should we not come to that, or not get rid of a pin that came too late,
+	// its record says that it does not count, and the next call goes on.
+	pin := h.pin(id)
+	pin.Unchecked = true
+	if err := s.pin(ctx, pin); err != nil {
+		return err
 	}
-	return s.Pin(ctx, id, h)
+	pin.Unchecked = false
+	if err := s.put(ctx, manifest.PinKey(id, h.ID), pin); err != nil {
+		return fmt.Errorf("pin %s anew: %w", id, err)
+	}
+	return nil
+}
+
+// keeps reports whether the holder's pin on a snapshot stands and counts.
+func (s *Store) keeps(ctx context.Context, id manifest.SnapshotID, h Holder) (bool, error) {
+	pin, _, err := getRecord[manifest.Pin](ctx, s.objects, manifest.PinKey(id, h.ID))
+	switch {
+	case errors.Is(err, blockstore.ErrNotExist):
+		return false, nil
+	case errors.Is(err, manifest.ErrCorrupt):
+		return true, nil // the key is the pin
+	case err != nil:
+		return false, fmt.Errorf("look for the pin of %s on %s: %w", h.ID, id, err)
+	}
+	return !pin.Unchecked, nil
 }

@@ -2,104 +2,200 @@ package snapshot_test
 
 import (
 	"context"
-	"testing"
-	"time"
+	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"testing"
+
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
-func baseStage(t *testing.T) *stage {
-	st := newStage(t)
-	base := newDevice(6*testBlock).tiny(1, 0, 1, 2)
-	st.commit(5, 0, base)
-	st.expect(3, base.tiny(2, 1))
-	st.expect(2, base.tiny(2, 1))
-	st.expect(8, base.tiny(3, 4))
-	st.expect(9, base.tiny(3, 4))
-	return st
-}
-func parentStage(t *testing.T) *stage {
-	st := baseStage(t)
-	st.pin(5, "vol-1")
-	return st.set()
-}
-func twoStage(t *testing.T) *stage {
-	st := baseStage(t)
-	st.pin(5, "vol-1")
-	st.pin(5, "vol-2")
-	return st.set()
-}
-func siblingStage(t *testing.T) *stage {
-	st := baseStage(t)
-	st.commit(6, 5, st.content[st.id(5)].tiny(5, 0))
-	st.commit(7, 6, st.content[st.id(6)].tiny(6, 1))
-	return st.set()
-}
-func chainStage(t *testing.T) *stage {
-	st := baseStage(t)
-	st.commit(4, 5, st.content[st.id(5)].tiny(5, 0))
-	st.delete(st.id(5))
-	st.pin(4, "vol-1")
-	st.expect(3, st.content[st.id(4)].tiny(5, 1))
-	return st.set()
-}
-func nextStage(t *testing.T) *stage {
-	st := baseStage(t)
-	st.pin(5, "vol-1")
-	st.expect(8, st.content[st.id(3)].tiny(5, 2))
-	return st.set()
-}
-func twoLeaves(t *testing.T) *stage {
-	st := newStage(t)
-	base := newDevice(leafBytes + 6*testBlock).tiny(1, 0, 1, 2)
-	st.commit(5, 0, base)
-	st.expect(3, base.tiny(2, 1026))
-	st.expect(2, base.tiny(2, 1026))
-	return st.set()
+// A scenario is what some hosts do to one lineage at the same time.
+type scenario struct {
+	name   string
+	set    func(*stage)
+	cast   func(*stage) []*host // afresh for each schedule
+	limits []cost               // the schedules of which all are run
 }
 
-func unpinnedStage(t *testing.T) *stage { return baseStage(t).set() }
-
-func host1(v *volume, h *host) *host { return h }
-func returns(v *volume, h *host) *host { v.returns = true; return h }
-func forgotten(v *volume, h *host) *host { v.forgotten = true; return h }
-func twice2(v *volume, h *host) *host { v.snapshots = 2; return h }
-
-func TestProto(t *testing.T) {
-	t.Cleanup(func(old int) func() { return func() { debug.SetGCPercent(old) } }(debug.SetGCPercent(800)))
-	for name, sc := range map[string]scenario{
-		"volume+deleter": {parentStage, func(st *stage) []*host { return []*host{host1(st.volume("vol-1", 5, 3)), st.deleter(5)} }, []cost{{3, 0},{1,1}}},
-		"importer+deleter": {unpinnedStage, func(st *stage) []*host { return []*host{st.importer(3, 5), st.deleter(5)} }, []cost{{4, 0},{1,1}}},
-		"mounter+deleter": {unpinnedStage, func(st *stage) []*host { return []*host{st.mounter(5), st.deleter(5)} }, []cost{{4, 0},{2,1}}},
-		"two volumes": {twoStage, func(st *stage) []*host { return []*host{host1(st.volume("vol-1", 5, 3)), host1(st.volume("vol-2", 5, 8)), st.deleter(5)} }, []cost{{2, 0},{0,1}}},
-		"fresh": {parentStage, func(st *stage) []*host { return []*host{host1(st.volume("vol-1", 5, 3)), st.deleter(3)} }, []cost{{3, 0},{1,1}}},
-		"reaper": {parentStage, func(st *stage) []*host { return []*host{host1(st.volume("vol-1", 5, 3)), st.reaper(), st.deleter(5)} }, []cost{{2, 0},{0,1}}},
-		"reaped import": {unpinnedStage, func(st *stage) []*host { return []*host{st.importer(3, 5), st.reaper(), st.deleter(5)} }, []cost{{2, 0},{0,1}}},
-		"two deleters": {siblingStage, func(st *stage) []*host { return []*host{st.mounter(6), st.deleter(5), st.deleter(5)} }, []cost{{2, 0},{0,1}}},
-		"family": {siblingStage, func(st *stage) []*host { return []*host{st.mounter(7), st.deleter(5), st.deleter(6)} }, []cost{{2, 0},{0,1}, {1,1}}},
-		"chain": {chainStage, func(st *stage) []*host { return []*host{host1(st.volume("vol-1", 4, 3)), st.reclaimer(), st.deleter(4)} }, []cost{{2, 0},{0,1}}},
-		"next": {nextStage, func(st *stage) []*host { return []*host{twice2(st.volume("vol-1", 5, 3, 8)), st.deleter(3), st.deleter(5)} }, []cost{{2, 0},{0,1}}},
-		"returns": {twoLeaves, func(st *stage) []*host { return []*host{returns(st.volume("vol-1", 5, 3, 2)), st.deleter(5)} }, []cost{{2, 0},{1,1}}},
-		"forgotten": {parentStage, func(st *stage) []*host { return []*host{forgotten(st.volume("vol-1", 5, 3, 2)), st.deleter(5, "vol-1")} }, []cost{{3, 0},{1,1}}},
-	} {
-		st := sc.stage(t)
-		if s := os.Getenv("SC"); s != "" && s != name { continue }
-		for _, limit := range sc.limit {
-			start := time.Now()
-			bubble(t, func(ctx context.Context) {
-				e := newExploration(name, st, func() []*host { return sc.cast(st) })
-				if p, ok := replay(t, name); ok {
-					f := e.run(ctx, func(_ *schedule, point int, _ []option) (i int) { i, p = p.take(point); return i })
-					t.Log(f)
-					return
-				}
-				f := e.all(ctx, limit)
-				if f != nil {
-					t.Error(f)
-				}
-				t.Logf("%s %v: %d runs, %d cut, %d ends, %d states", name, limit, e.runs, e.cut, len(e.ends), len(e.seen))
-			})
-			t.Log(time.Since(start))
-		}
+// scenarios returns all of them. Snapshot 5 is the parent, or the root, of most
+// that happens. Those to be made are 1 to 3, which listings show before it, and
+// 8 and 9, which they show after.
+func scenarios() []scenario {
+	return []scenario{
+		{"volume", one("vol-1"), func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3), st.deleter(5)}
+		}, []cost{{3, 0}, {1, 1}}},
+		{"two volumes", one("vol-1", "vol-2"), func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3), st.volume("vol-2", 5, 8), st.deleter(5)}
+		}, []cost{{2, 0}, {0, 1}}},
+		{"twice", one("vol-1"), func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3, 8), st.deleter(5), st.deleter(3)}
+		}, []cost{{1, 0}, {0, 1}}},
+		{"root deleted", rootDeleted, func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3), st.reclaimer()}
+		}, []cost{{2, 0}, {1, 1}}},
+		{"import", one(), func(st *stage) []*host {
+			return []*host{st.importer(3, 5), st.deleter(5)}
+		}, []cost{{4, 0}, {1, 1}}},
+		{"pending deleted", one("vol-1"), func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3), st.deleter(3)}
+		}, []cost{{3, 0}, {1, 1}}},
+		{"reaped", one("vol-1"), func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 5, 3), st.reaper(), st.deleter(5)}
+		}, []cost{{2, 0}, {0, 1}}},
+		{"import reaped", one(), func(st *stage) []*host {
+			return []*host{st.importer(3, 5), st.reaper(), st.deleter(5)}
+		}, []cost{{2, 0}, {0, 1}}},
+		{"mount", one(), func(st *stage) []*host {
+			return []*host{st.mounter(5), st.deleter(5)}
+		}, []cost{{4, 0}, {2, 1}}},
+		{"late mount", two, func(st *stage) []*host {
+			return []*host{st.mounter(6), st.deleter(5), st.deleter(6)}
+		}, []cost{{2, 0}, {0, 1}}},
+		{"rewrites", three(), func(st *stage) []*host {
+			return []*host{st.mounter(7), st.deleter(5), st.deleter(6)}
+		}, []cost{{1, 0}, {0, 1}}},
+		{"two deleters", three(), func(st *stage) []*host {
+			return []*host{st.mounter(6), st.deleter(5), st.deleter(5)}
+		}, []cost{{1, 0}, {0, 1}}},
+		{"chain", chain, func(st *stage) []*host {
+			return []*host{st.volume("vol-1", 6, 3), st.reclaimer(), st.deleter(6)}
+		}, []cost{{1, 0}, {0, 1}}},
+		{"forgotten", one("vol-1"), func(st *stage) []*host {
+			return []*host{st.forgotten("vol-1", 5, 3, 2), st.deleter(5, "vol-1")}
+		}, []cost{{2, 0}, {1, 1}}},
+		{"returned", wide, func(st *stage) []*host {
+			return []*host{st.returned("vol-1", 5, 3, 2), st.deleter(5)}
+		}, []cost{{2, 0}, {1, 1}}},
+		{"all", all, func(st *stage) []*host {
+			return []*host{
+				st.volume("vol-1", 5, 3), st.volume("vol-2", 6, 8), st.importer(9, 6), st.mounter(7),
+				st.deleter(5), st.deleter(6), st.deleter(3), st.reaper(),
+			}
+		}, []cost{{0, 0}}},
 	}
+}
+
+// The stages. Volumes are restored from snapshot 5, which they have pinned.
+
+func one(volumes ...string) func(*stage) {
+	return func(st *stage) {
+		st.first(5, newDevice(4*testBlock).tiny(5, 0, 1))
+		st.pin(5, volumes...)
+	}
+}
+
+// two has a child of 5.
+func two(st *stage) {
+	one()(st)
+	st.next(6, 5, 0)
+}
+
+// three has a child and a grandchild, which need less and less of 5.
+func three(volumes ...string) func(*stage) {
+	return func(st *stage) {
+		st.first(5, newDevice(4*testBlock).tiny(5, 0, 1, 2))
+		st.next(6, 5, 0)
+		st.next(7, 6, 1)
+		st.pin(5, volumes...)
+	}
+}
+
+// all has two volumes besides.
+func all(st *stage) {
+	three("vol-1")(st)
+	st.pin(6, "vol-2")
+}
+
+// rootDeleted has a volume whose root was deleted.
+func rootDeleted(st *stage) {
+	one("vol-1")(st)
+	st.delete(st.id(5))
+}
+
+// chain has a volume restored from the child of a snapshot that was deleted.
+func chain(st *stage) {
+	two(st)
+	st.pin(6, "vol-1")
+	st.delete(st.id(5))
+}
+
+// wide has two leaves. What is made changes the one that holds nothing yet, and
+// so reads nothing of its parent.
+func wide(st *stage) {
+	st.changes = manifest.LeafBlocks
+	st.first(5, newDevice(leafBytes+testBlock).tiny(5, 0, 1))
+}
+
+// collectLess makes garbage be collected more rarely: each schedule makes some
+// mebibytes of it, and nothing else.
+func collectLess(t *testing.T) {
+	old := debug.SetGCPercent(800)
+	t.Cleanup(func() { debug.SetGCPercent(old) })
+}
+
+// stressed reports whether there are hours for the test.
+func stressed() bool { return os.Getenv("LAZYVOL_STRESS") != "" }
+
+// However the store calls of hosts interleave, no promise of the protocol is
+// broken: with a few switches between them, each of which may lie anywhere, and
+// a fault that may befall any call.
+func TestAllSchedulesKeepThePromises(t *testing.T) {
+	collectLess(t)
+	for _, sc := range scenarios() {
+		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel()
+			if plan, ok := planFromEnvironment(t, sc.name); ok {
+				var f *failure
+				bubble(t, func(ctx context.Context) { f = sc.explore(t).replay(ctx, plan) })
+				t.Fatal(f)
+			}
+			for _, limit := range sc.limits {
+				if stressed() {
+					limit.switches++
+				} else {
+					limit.switches = max(0, limit.switches-thinner)
+				}
+				e := sc.explore(t)
+				var f *failure
+				bubble(t, func(ctx context.Context) { f = e.all(ctx, limit) })
+				if f != nil {
+					t.Fatal(f)
+				}
+				t.Logf("%d switches and %d faults: %v", limit.switches, limit.faults, e)
+			}
+		})
+	}
+}
+
+// The same with any number of switches, and some faults, drawn at random.
+func TestRandomSchedulesKeepThePromises(t *testing.T) {
+	collectLess(t)
+	seeds, first := uint64(randomSeeds), uint64(0)
+	if stressed() {
+		seeds, first = 20_000, rand.Uint64() // new ones each time; what fails is printed
+	}
+	for _, sc := range scenarios() {
+		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel()
+			e := sc.explore(t)
+			var f *failure
+			bubble(t, func(ctx context.Context) {
+				for seed := first; seed < first+seeds && f == nil; seed++ {
+					f = e.random(ctx, seed, int(seed%3))
+				}
+			})
+			if f != nil {
+				t.Fatal(f)
+			}
+			t.Log(e)
+		})
+	}
+}
+
+// explore sets the stage for many schedules. It may be told to run one only.
+func (sc *scenario) explore(t *testing.T) *exploration {
+	st := newStage(t, sc.set)
+	return newExploration(sc.name, st, func() []*host { return sc.cast(st) })
 }

@@ -167,16 +167,14 @@ func (s *sweep) all(ctx context.Context, dead []manifest.SnapshotID) error {
 	return errors.Join(append(s.damaged, err)...)
 }
 
-// one sweeps one dead snapshot, its root object last.
+// one sweeps one dead snapshot.
 func (s *sweep) one(ctx context.Context, id manifest.SnapshotID) error {
 	rewriters := newCrew(ctx, s.rewriters)
-	batch := deleteList{sweep: s}
-	var root *blockstore.Info
+	batch := deleteList{sweep: s, owner: id}
 	err := rewriters.lead(func(ctx context.Context) error {
 		return s.objects.List(ctx, manifest.DataPrefix(id), func(o blockstore.Info) error {
 			if o.Key == manifest.RootKey(id) {
-				root = &o
-				return nil
+				return batch.add(ctx, o)
 			}
 			if part, err := manifest.ParseLeavesKey(o.Key); err == nil {
 				if s.live.parts[manifest.LeavesPart{Owner: id.Serial, Part: part}] {
@@ -198,27 +196,20 @@ func (s *sweep) one(ctx context.Context, id manifest.SnapshotID) error {
 			return rewriters.run(ctx, func(ctx context.Context) error { return s.rewrite(ctx, id, number, pack) })
 		})
 	})
+	if err == nil {
+		err = batch.flush(ctx)
+	}
 	if err != nil {
-		return fmt.Errorf("sweep %s: %w", id, err)
-	}
-	if err := batch.flush(ctx); err != nil {
-		return fmt.Errorf("sweep %s: %w", id, err)
-	}
-	if root == nil {
-		return nil
-	}
-	if err := batch.add(ctx, *root); err != nil {
-		return fmt.Errorf("sweep %s: %w", id, err)
-	}
-	if err := batch.flush(ctx); err != nil {
 		return fmt.Errorf("sweep %s: %w", id, err)
 	}
 	return nil
 }
 
-// A deleteList deletes objects in batches.
+// A deleteList deletes objects of a dead snapshot in batches.
 type deleteList struct {
 	sweep *sweep
+	owner manifest.SnapshotID
+	begun bool // the root object is gone
 	keys  []string
 	bytes int64
 }
@@ -235,6 +226,14 @@ func (d *deleteList) add(ctx context.Context, o blockstore.Info) error {
 func (d *deleteList) flush(ctx context.Context) error {
 	if len(d.keys) == 0 {
 		return nil
+	}
+	// Rule: the root object before all others. By that a footer that was swept
+	// can be told from one that is damaged: see survey.swept.
+	if !d.begun {
+		if err := d.sweep.objects.Delete(ctx, manifest.RootKey(d.owner)); err != nil {
+			return err
+		}
+		d.begun = true
 	}
 	if err := d.sweep.objects.Delete(ctx, d.keys...); err != nil {
 		return err

@@ -26,7 +26,6 @@ func devices() map[string]*device {
 			all[fmt.Sprintf("%d bytes that compress", size)] = d.tiny(1, some...)
 		}
 	}
-	all["dense"] = newDevice(1000*testBlock).random(1, span(0, 270)...).tiny(2, span(300, 400)...)
 	for _, size := range []int64{16<<40 - 4096, 1 << 60, manifest.MaxDeviceSize} {
 		d := newDevice(size)
 		last := d.geometry.Blocks() - 1
@@ -56,6 +55,17 @@ func TestImageEqualsItsSource(t *testing.T) {
 			}
 		})
 	}
+}
+
+// More than one pack, and both kinds of blocks.
+func TestImageOfSeveralPacks(t *testing.T) {
+	w := newWorld(t)
+	d := newDevice(1000*testBlock).random(1, span(0, 260)...).tiny(2, span(300, 340)...)
+	img := w.create(nil, nil, d)
+	if img.Outcome.Packs != 2 {
+		t.Errorf("%d packs", img.Outcome.Packs)
+	}
+	w.mustHold(img, d)
 }
 
 func TestImageEqualsItsSourceInADirectory(t *testing.T) {

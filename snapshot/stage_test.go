@@ -10,61 +10,83 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-// A stage is a lineage as the hosts of a scenario find it, and what the
-// snapshots hold that are there or will be made. It knows them by their serials,
-// in the order of which listings show them.
+// A stage is a lineage as the hosts of a scenario find it, and what each
+// snapshot holds that is there or will be. Snapshots go by their serials, in the
+// order of which listings show them; 0 is none.
 type stage struct {
 	*world
 	stored  map[string][]byte // all objects
 	content map[manifest.SnapshotID]*device
 	roots   map[manifest.SnapshotID]*manifest.Root
+	changes int64 // the block that every snapshot to be made changes
 }
 
-func newStage(t testing.TB) *stage {
-	return &stage{
+func newStage(t testing.TB, set func(*stage)) *stage {
+	st := &stage{
 		world: newWorld(t), stored: make(map[string][]byte),
 		content: make(map[manifest.SnapshotID]*device), roots: make(map[manifest.SnapshotID]*manifest.Root),
+		changes: 1,
 	}
+	set(st)
+	for key := range st.objects("") {
+		data, _, err := st.faults.Get(st.ctx, key, blockstore.MaxObjectSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.stored[key] = data
+	}
+	return st
 }
 
 func (st *stage) id(serial uint64) manifest.SnapshotID {
 	return manifest.SnapshotID{Lineage: st.lineage, Serial: serial}
 }
 
-// expect says what a snapshot is going to hold.
-func (st *stage) expect(serial uint64, d *device) { st.content[st.id(serial)] = d }
+// first makes a snapshot without a parent.
+func (st *stage) first(serial uint64, d *device) {
+	st.content[st.id(serial)] = d
+	st.commit(serial, 0)
+}
 
-// commit makes a snapshot; one with the parent 0 has none.
-func (st *stage) commit(serial, parent uint64, d *device) {
+// next makes a snapshot that differs from its parent in one block.
+func (st *stage) next(serial, parent uint64, block int64) {
+	st.content[st.id(serial)] = st.content[st.id(parent)].tiny(int(serial), block)
+	st.commit(serial, parent)
+}
+
+func (st *stage) commit(serial, parent uint64) {
 	st.t.Helper()
-	st.expect(serial, d)
 	plan, source := st.attempt(st.store, st.id(serial), st.roots[st.id(parent)])
 	outcome, err := st.store.Create(st.ctx, plan, source, nil)
 	if err != nil {
 		st.t.Fatal(err)
 	}
-	st.roots[st.id(serial)] = st.open(outcome.Snapshot).Root
+	st.roots[plan.ID] = st.open(outcome.Snapshot).Root
 }
 
-// pin pins a snapshot for somebody.
-func (st *stage) pin(serial uint64, holder string) {
+func (st *stage) pin(serial uint64, holders ...string) {
 	st.t.Helper()
-	if err := st.store.Pin(st.ctx, st.id(serial), snapshot.Holder{ID: holder}); err != nil {
-		st.t.Fatal(err)
-	}
-}
-
-// set ends the making of the stage.
-func (st *stage) set() *stage {
-	st.t.Helper()
-	for key := range st.objects("") {
-		data, _, err := st.faults.Get(st.ctx, key, blockstore.MaxObjectSize)
-		if err != nil {
+	for _, holder := range holders {
+		if err := st.store.Pin(st.ctx, st.id(serial), snapshot.Holder{ID: holder}); err != nil {
 			st.t.Fatal(err)
 		}
-		st.stored[key] = data
 	}
-	return st
+}
+
+// will says what snapshots are going to be made of: all of what the parent
+// holds, and one block that is another in each.
+//
+// It is one, as several would wait for each other inside the upload, to read a
+// leaf of the parent once, with a mutex. That is not waiting to synctest.
+func (st *stage) will(parent uint64, serials ...uint64) (ids []manifest.SnapshotID) {
+	for _, serial := range serials {
+		id := st.id(serial)
+		if st.content[id] == nil {
+			st.content[id] = st.content[st.id(parent)].tiny(int(serial), st.changes)
+		}
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // attempt returns how to make a snapshot.

@@ -179,13 +179,13 @@ func (w *survey) silence(id manifest.SnapshotID) time.Duration {
 // live after all, its outcome and this one cannot both stand.
 func (w *survey) abortStale(ctx context.Context) (int, error) {
 	n := 0
-	for id, intent := range w.pending {
+	for _, id := range sorted(w.pending) {
 		silence := w.silence(id)
 		if silence < staleAfter {
 			continue
 		}
 		why := fmt.Sprintf("its owner has not been heard of for %s", silence.Round(time.Minute))
-		committed, _, err := w.store.Resolve(ctx, id, intent.Nonce, why)
+		committed, _, err := w.store.Resolve(ctx, id, w.pending[id].Nonce, why)
 		if err != nil {
 			return n, err
 		}
@@ -245,8 +245,9 @@ func (w *survey) dead() []manifest.SnapshotID {
 	return sorted(dead)
 }
 
-func sorted(set map[manifest.SnapshotID]bool) []manifest.SnapshotID {
-	return slices.SortedFunc(maps.Keys(set), func(a, b manifest.SnapshotID) int {
+// sorted lists the snapshots that are keys of a map.
+func sorted[V any](m map[manifest.SnapshotID]V) []manifest.SnapshotID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b manifest.SnapshotID) int {
 		return slices.Compare([]uint64{uint64(a.Lineage), a.Serial}, []uint64{uint64(b.Lineage), b.Serial})
 	})
 }
@@ -272,38 +273,67 @@ func (w *survey) liveness(ctx context.Context, roots []manifest.SnapshotID, conc
 	live := &liveness{packs: make(map[packID]*livePack), parts: make(map[manifest.LeavesPart]bool)}
 	var mu sync.Mutex                    // guards live and seen
 	seen := make(map[manifest.Hash]bool) // sections, which roots share
+	add := func(ctx context.Context, id manifest.SnapshotID) error {
+		img, err := w.store.Load(ctx, w.outcomes[id])
+		if err != nil {
+			return err
+		}
+		var sections []manifest.SectionRef
+		mu.Lock()
+		for _, part := range img.Root.LeavesParts() {
+			live.parts[part] = true
+		}
+		for _, ref := range img.Root.Sections {
+			if !concerns(ref.Owner) || seen[ref.Hash] {
+				continue
+			}
+			// Nobody else need read it, as all fails if we cannot: unless we
+			// may turn out to have been swept.
+			seen[ref.Hash] = !w.tombstones[id]
+			sections = append(sections, ref)
+		}
+		mu.Unlock()
+		return img.eachSection(ctx, sections, func(_ context.Context, s *manifest.Section) error {
+			mu.Lock()
+			defer mu.Unlock()
+			live.add(s)
+			return nil
+		})
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(rootReads)
 	for _, id := range roots {
 		g.Go(func() error {
-			img, err := w.store.Load(gctx, w.outcomes[id])
-			if err != nil {
-				return moved(err)
+			err := moved(add(gctx, id))
+			if !errors.Is(err, errMoved) {
+				return err
 			}
-			var sections []manifest.SectionRef
-			mu.Lock()
-			for _, part := range img.Root.LeavesParts() {
-				live.parts[part] = true
+			swept, sweptErr := w.swept(gctx, id)
+			if swept || sweptErr != nil {
+				return sweptErr
 			}
-			for _, ref := range img.Root.Sections {
-				if concerns(ref.Owner) && !seen[ref.Hash] {
-					seen[ref.Hash] = true
-					sections = append(sections, ref)
-				}
-			}
-			mu.Unlock()
-			return moved(img.eachSection(gctx, sections, func(_ context.Context, s *manifest.Section) error {
-				mu.Lock()
-				defer mu.Unlock()
-				live.add(s)
-				return nil
-			}))
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	return live, nil
+}
+
+// swept reports whether a deleted snapshot had been swept when what makes it a
+// root came into the store: a pin, or an attempt that has it as parent. That
+// came too late and keeps nothing. Its owner has not yet looked for the
+// tombstone, or died before; whoever looked and found none, every sweep sees.
+func (w *survey) swept(ctx context.Context, id manifest.SnapshotID) (bool, error) {
+	if !w.tombstones[id] {
+		return false, nil
+	}
+	err := w.store.objects.ReadRange(ctx, manifest.RootKey(id), 0, make([]byte, 1))
+	if errors.Is(err, blockstore.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
 }
 
 // moved turns the absence of something a root refers to into errMoved. Rule: it

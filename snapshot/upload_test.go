@@ -71,7 +71,7 @@ func TestUploadIsBounded(t *testing.T) {
 				}
 				// Blocks of noise, which are all the same and cost nothing.
 				noise := newDevice(testBlock).random(1, 0).blocks[0]
-				const size = 112 << 20 // more than can be read ahead and on its way
+				const size = 88 << 20 // more than can be read ahead and on its way
 				var reads gauge
 				read := 0
 				plan := snapshot.NewPlan(lineage.ID)
@@ -120,7 +120,8 @@ func TestUploadIsBounded(t *testing.T) {
 func TestUploadEndsAtTheFirstError(t *testing.T) {
 	t.Parallel()
 	boom := errors.New("boom")
-	base := newDevice(2*leafBytes).random(1, span(0, 300)...)
+	small := newDevice(20*testBlock).random(1, span(0, 20)...)
+	large := newDevice(300*testBlock).random(1, span(0, 300)...) // more than a pack
 	hang := blockstoretest.Fault{Hang: true}
 	for name, c := range map[string]struct {
 		change func(src *snapshot.Source)
@@ -156,7 +157,7 @@ func TestUploadEndsAtTheFirstError(t *testing.T) {
 			hang: "data/", want: boom,
 		},
 		"check":                        {change: func(src *snapshot.Source) { src.Check = func() error { return boom } }, hang: "data/", want: boom},
-		"put of a pack":                {prefix: "packs/00000000", fault: blockstoretest.Fault{Err: boom}, hang: "packs/00000001", want: boom},
+		"put of a pack":                {prefix: "packs/00000000", fault: blockstoretest.Fault{Err: boom}, hang: "leaves/", want: boom},
 		"put of leaves":                {prefix: "leaves/", fault: blockstoretest.Fault{Err: boom}, hang: "packs/", want: boom},
 		"put of the root":              {prefix: "root", fault: blockstoretest.Fault{Err: boom}, want: boom},
 		"read of a leaf of the parent": {prefix: "leaves/", fault: blockstoretest.Fault{Flip: true}, hang: "packs/", want: manifest.ErrCorrupt},
@@ -164,10 +165,13 @@ func TestUploadEndsAtTheFirstError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			var parent *snapshot.Image
-			d := base
-			if strings.Contains(name, "parent") {
-				parent = w.create(nil, nil, base)
-				d = base.random(2, span(0, 290)...)
+			d := small
+			switch {
+			case strings.Contains(name, "parent"):
+				parent = w.create(nil, nil, small)
+				d = small.random(2, 3)
+			case c.hang == "data/": // a pack is on its way
+				d = large
 			}
 			a, err := w.store.Begin(w.ctx, w.plan(parent, d))
 			if err != nil {

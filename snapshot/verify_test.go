@@ -30,7 +30,7 @@ func (w *world) verify(id manifest.SnapshotID) (snapshot.Report, []error) {
 // Damage to any object of a snapshot is found and named, wherever it is.
 func TestVerifyFindsAnyDamage(t *testing.T) {
 	t.Parallel()
-	base := newDevice(2*leafBytes).random(1, span(0, 8)...).tiny(1, 1500)
+	base := newDevice(20*testBlock).random(1, span(0, 8)...).tiny(1, 15)
 	second := base.random(2, 1, 2, 3)
 	flip := func(data []byte) []byte {
 		data = bytes.Clone(data)

@@ -34,9 +34,11 @@ type SnapshotOptions struct {
 // is not and, as far as the store could be asked, never will be: the changes
 // stay in the volume, and what the store did not answer is settled later.
 func (v *Volume) Snapshot(ctx context.Context, o SnapshotOptions) (manifest.Outcome, error) {
-	if !v.making.TryLock() {
+	if !v.snapshotting.TryLock() {
 		return manifest.Outcome{}, fmt.Errorf("%w: %s", ErrBusy, v.name)
 	}
+	defer v.snapshotting.Unlock()
+	v.making.Lock() // waits for a Settle
 	defer v.making.Unlock()
 	outcome, err := v.snapshot(ctx, o)
 	if err != nil {

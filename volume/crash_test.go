@@ -331,6 +331,9 @@ func TestFileFailureLosesNothing(t *testing.T) {
 				}
 				d.adopt(false)
 				d.equal(d.v.Device, d.data, what)
+				if !s.writes { // so only the sealed layer can be one that failed
+					d.must(d.v.Sync(d.ctx))
+				}
 				d.tryWrite(noise(pageSize, 8), blockSize)
 				d.restart(s, power)
 				d.check(what)

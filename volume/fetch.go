@@ -31,8 +31,8 @@ type piece struct {
 	within int // offset of p in the block
 }
 
-// A flight is one block on its way from the store. data and err are set
-// before done is closed; no data and no error is a hole.
+// A flight is one block on its way from the store. data or err is set before
+// done is closed.
 type flight struct {
 	done chan struct{}
 	data []byte
@@ -93,11 +93,11 @@ func (d *Device) failed(ctx context.Context, err error) error {
 }
 
 func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error {
-	flights, err := d.fetch(ctx, v, pieces)
+	pieces, refs, err := d.fillHoles(ctx, v, pieces)
 	if err != nil {
 		return err
 	}
-	for i, f := range flights {
+	for i, f := range d.fetch(v, pieces, refs) {
 		if f == nil {
 			continue
 		}
@@ -109,33 +109,39 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error
 		if f.err != nil {
 			return f.err
 		}
-		if f.data == nil {
-			clear(pieces[i].p)
-		} else {
-			copy(pieces[i].p, f.data[pieces[i].within:])
-		}
+		copy(pieces[i].p, f.data[pieces[i].within:])
 	}
 	return nil
 }
 
+// fillHoles fills the pieces of blocks that are holes, and returns the others
+// with their refs.
+func (d *Device) fillHoles(ctx context.Context, v *view, pieces []piece) (cold []piece, refs []manifest.Ref, err error) {
+	for _, piece := range pieces {
+		ref, err := d.ref(ctx, v.image, piece.block)
+		if err != nil {
+			return nil, nil, err
+		}
+		if ref.IsHole() {
+			clear(piece.p)
+			continue
+		}
+		cold, refs = append(cold, piece), append(refs, ref)
+	}
+	return cold, refs, nil
+}
+
 // fetch returns the flight of each piece's block, starting those that are not
 // on their way; nil for a piece that was filled from the cache after all.
-func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight, error) {
-	refs := make([]manifest.Ref, len(pieces))
-	for i, piece := range pieces {
-		var err error
-		if refs[i], err = d.ref(ctx, v.image, piece.block); err != nil {
-			return nil, err
-		}
-	}
-	d.flights.mu.Lock()
-	defer d.flights.mu.Unlock()
+func (d *Device) fetch(v *view, pieces []piece, refs []manifest.Ref) []*flight {
 	var (
 		all     = make([]*flight, len(pieces))
 		own     = make(map[int64]*flight)
 		blocks  []int64 // of own, ascending
 		ownRefs []manifest.Ref
 	)
+	d.flights.mu.Lock()
+	defer d.flights.mu.Unlock()
 	for i, piece := range pieces {
 		key := flightKey{v.image, piece.block}
 		all[i] = d.flights.table[key]
@@ -143,19 +149,13 @@ func (d *Device) fetch(ctx context.Context, v *view, pieces []piece) ([]*flight,
 			continue
 		}
 		f := &flight{done: make(chan struct{})}
-		all[i] = f
-		if refs[i].IsHole() {
-			close(f.done)
-			continue
-		}
-		d.flights.table[key] = f
-		own[piece.block] = f
+		all[i], own[piece.block], d.flights.table[key] = f, f, f
 		blocks, ownRefs = append(blocks, piece.block), append(ownRefs, refs[i])
 	}
 	for _, run := range manifest.GroupRuns(blocks, ownRefs, maxRunGap, maxRunSpan) {
 		d.launch(v, run, own)
 	}
-	return all, nil
+	return all
 }
 
 // landed fills a piece if its block was cached since the reader looked.

@@ -82,6 +82,45 @@ func TestReadersOfOneBlockShareOneRequest(t *testing.T) {
 	w.must(v.Close())
 }
 
+// TestBlockThatLandedIsNotFetchedAgain by a reader that had looked into the
+// cache before.
+func TestBlockThatLandedIsNotFetchedAgain(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newRestored(w, 1)
+	w.equal(v.Device, data, "volume")
+	w.eventually("the block is cached", func() bool { return v.Stats().HydratedBytes == blockSize })
+	w.store.Reset()
+	now := v.view.acquire()
+	defer now.release()
+	p := make([]byte, 100)
+	w.must(v.readMissing(w.ctx, now, []piece{{block: 0, p: p, within: 50}}))
+	w.wantRead(result{p: p}, data[50:150])
+	if n := w.packGets(); n != 0 {
+		t.Errorf("%d requests for a block that is there", n)
+	}
+	w.must(v.Close())
+}
+
+// TestHolesAreReadWithTheStoreDown also after a snapshot, which writes a leaf
+// that nobody has read yet.
+func TestHolesAreReadWithTheStoreDown(t *testing.T) {
+	w := newWorld(t, 1)
+	defer func() { w.end() }()
+	v := w.openNew(nil, 8*blockSize)
+	w.write(v, noise(pageSize, 1), 0)
+	w.snapshot(v)
+	leaf, ok := v.view.view.nextLeaf(0)
+	if !ok {
+		t.Fatal("the snapshot has no leaf")
+	}
+	w.eventually("the leaf is on this host", func() bool { _, ok := v.localLeaf(leaf); return ok })
+	w.kill()
+	v = w.open(v.record.ID)
+	w.store.Inject(blockstoretest.Rule{}, blockstoretest.Fault{Err: blockstore.ErrUnavailable})
+	w.equal(v.Device, append(noise(pageSize, 1), make([]byte, 8*blockSize-pageSize)...), "volume")
+	w.must(v.Close())
+}
+
 func TestNeighbouringBlocksComeInOneRequest(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 8)

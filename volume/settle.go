@@ -113,6 +113,7 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 	drained := v.swap(func(now *view) *view { return newView(now.open, nil, image) })
 	v.lost.Store(nil)
 	v.Recount()
+	v.work.start(func(ctx context.Context) { v.keepLeaves(ctx, image) })
 	// Rule: the old root's pin stands, and the layer is there, until the last
 	// read through them has ended.
 	<-drained
@@ -122,6 +123,20 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 		v.tidied(v.host.FS.Remove(rootPath(v.dir, *old.Root)))
 	}
 	return nil
+}
+
+// keepLeaves fetches the leaves that a snapshot of the volume wrote, so that
+// holes near what was written can be read with the store down, as before. It
+// gives up when one cannot be had: reads ask for it again.
+func (v *Volume) keepLeaves(ctx context.Context, image *snapshot.Image) {
+	for _, ref := range image.Root.Leaves {
+		if ref.Owner != image.ID().Serial {
+			continue
+		}
+		if _, err := v.leaf(ctx, image, ref); err != nil {
+			return
+		}
+	}
 }
 
 // removeLayer closes and removes a write layer that the record does not name

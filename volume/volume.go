@@ -22,8 +22,7 @@ var (
 	// ErrInUse: another process has the volume open, is making it or deleting it.
 	ErrInUse = errors.New("volume is in use")
 
-	// ErrBusy: a snapshot of the volume is being made already, or one that was
-	// interrupted is being settled.
+	// ErrBusy: a snapshot of the volume is being made already.
 	ErrBusy = errors.New("a snapshot of this volume is being made")
 )
 
@@ -35,8 +34,12 @@ type Volume struct {
 	holder snapshot.Holder
 	lock   io.Closer
 
+	// snapshotting is held by Snapshot, which never waits for it: one at a time
+	// is enough. Taken first.
+	snapshotting sync.Mutex
+
 	// making is held while a snapshot is made or settled: by whoever changes
-	// the view or the record. It guards the fields below, too. Taken first.
+	// the view or the record. It guards the fields below, too. Taken second.
 	making sync.Mutex
 	closed bool
 	newest int64 // the highest number that a write layer's folder may have

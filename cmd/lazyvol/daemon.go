@@ -37,6 +37,7 @@ type daemon struct {
 	mountpoint string
 	paused     atomic.Bool
 	resumed    chan struct{} // holds a token after a resume
+	unsettled  chan struct{} // holds a token after a snapshot failed
 }
 
 // serve runs the daemon until the mount is gone or ctx ends; ready is called
@@ -108,20 +109,22 @@ func (d *daemon) unmount(server *fs.Server, gone <-chan struct{}) error {
 	return nil
 }
 
-// settle finishes what an interrupted snapshot left, as soon as the store can
-// be asked.
+// settle finishes what interrupted snapshots left, those of former daemons and
+// those that fail here, as soon as the store can be asked.
 func (d *daemon) settle(ctx context.Context) {
 	const pause = 5 * time.Second
 	for {
 		err := d.volume.Settle(ctx)
-		if err == nil || ctx.Err() != nil || errors.Is(err, snapshot.ErrNotFound) {
-			return
+		retry := (<-chan time.Time)(nil)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, snapshot.ErrNotFound) {
+			d.log.Warn("could not settle an interrupted snapshot yet", "error", err)
+			retry = time.After(pause)
 		}
-		d.log.Warn("could not settle an interrupted snapshot yet", "error", err)
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-d.unsettled:
+		case <-retry:
 		}
 	}
 }
@@ -291,6 +294,10 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
 		d.log.Error("snapshot failed", "error", err)
+		select {
+		case d.unsettled <- struct{}{}:
+		default:
+		}
 		events <- snapshotEvent{report: report{Error: err.Error(), Code: exitCode(err)}}
 		return
 	}

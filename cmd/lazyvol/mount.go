@@ -210,7 +210,7 @@ func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags
 	if err != nil {
 		return err
 	}
-	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
+	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1)}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, v.Close())
 }

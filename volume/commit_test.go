@@ -1,0 +1,248 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
+	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
+)
+
+// TestWritersAndReadersGoOnWhileTheStoreHangs: only the snapshot waits for it.
+func TestWritersAndReadersGoOnWhileTheStoreHangs(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newRestored(w, 3)
+	w.equal(v.Device, data, "volume")
+	w.write(v, noise(pageSize, 2), 0)
+	copy(data, noise(pageSize, 2))
+	cut := append([]byte(nil), data...)
+
+	gate, waiting := make(chan struct{}), make(chan struct{}, 8)
+	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "data/"}, blockstoretest.Fault{Before: func(context.Context, blockstoretest.Call) {
+		waiting <- struct{}{}
+		<-gate
+	}})
+	type made struct {
+		outcome manifest.Outcome
+		err     error
+	}
+	done := make(chan made)
+	go func() {
+		outcome, err := v.Snapshot(w.ctx, SnapshotOptions{Description: "d", Tags: map[string]string{"k": "v"}})
+		done <- made{outcome, err}
+	}()
+	<-waiting
+	if _, err := v.Snapshot(w.ctx, SnapshotOptions{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second snapshot: %v, want ErrBusy", err)
+	}
+	w.write(v, noise(2*pageSize, 3), 100)
+	copy(data[100:], noise(2*pageSize, 3))
+	w.must(v.Zero(w.ctx, blockSize, blockSize))
+	clear(data[blockSize : 2*blockSize])
+	w.must(v.Sync(w.ctx))
+	w.equal(v.Device, data, "volume while the store hangs")
+	close(gate)
+	m := <-done
+	w.must(m.err)
+	w.store.Heal()
+	if m.outcome.Description != "d" || m.outcome.Tags["k"] != "v" || m.outcome.Volume != v.Record().ID {
+		t.Errorf("outcome %+v", m.outcome)
+	}
+	w.equalSnapshot(m.outcome.Snapshot, cut, "the snapshot")
+	w.equal(v.Device, data, "volume")
+	w.equalSnapshot(w.snapshot(v), data, "the next snapshot")
+	w.must(v.Close())
+}
+
+// TestReadThroughTheOldRootOutlivesTheCommit, and the pin on it outlives the
+// read. What it brings is not kept: the block has changed.
+func TestReadThroughTheOldRootOutlivesTheCommit(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newDiverged(w)
+	old := v.Record().Root.String()
+	waiting, letGo := w.hold()
+	before := append([]byte(nil), data...)
+	read := w.readInBackground(w.ctx, v.Device, pageSize, pageSize)
+	w.eventually("the read's request", func() bool { return waiting.Load() == 1 })
+	w.write(v, noise(blockSize, 3), 0)
+	copy(data, noise(blockSize, 3))
+	done := w.snapshotInBackground(v, nil)
+	w.eventually("the new root", func() bool { return v.Stats().Root != old })
+	if pins := w.pins(v.name); len(pins) != 2 {
+		t.Errorf("pins %v while a read through the old root is under way", pins)
+	}
+	w.equal(v.Device, data, "volume")
+	letGo()
+	w.wantRead(<-read, before[pageSize:][:pageSize])
+	id := <-done
+	if pins := w.pins(v.name); len(pins) != 1 || pins[0] != id.String() {
+		t.Errorf("pins %v, want %s alone", pins, id)
+	}
+	w.equal(v.Device, data, "volume after the read")
+	w.equalSnapshot(id, data, "snapshot")
+	w.must(v.Close())
+}
+
+// TestFetchedBlockDoesNotReplaceTheSnapshotsCopy: the clean copy of a changed
+// block is the snapshot's from the cut on.
+func TestFetchedBlockDoesNotReplaceTheSnapshotsCopy(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newDiverged(w)
+	before := append([]byte(nil), data...)
+	w.write(v, noise(pageSize, 3), 0) // of block 0, the rest of which is cold
+	copy(data, noise(pageSize, 3))
+	outcome, committing := make(chan struct{}), make(chan struct{})
+	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "outcomes/"}, blockstoretest.Fault{Before: func(context.Context, blockstoretest.Call) {
+		close(committing)
+		<-outcome
+	}})
+	fetched, fetching := make(chan struct{}), make(chan struct{})
+	first := packReads()
+	first.Times = 1
+	w.store.Inject(first, blockstoretest.Fault{Before: func(context.Context, blockstoretest.Call) {
+		close(fetching)
+		<-fetched
+	}})
+	var read <-chan result
+	done := w.snapshotInBackground(v, func(*snapshot.Attempt) {
+		read = w.readInBackground(w.ctx, v.Device, pageSize, pageSize)
+		<-fetching
+	})
+	<-committing // so the snapshot's copy is there
+	close(fetched)
+	w.wantRead(<-read, before[pageSize:][:pageSize])
+	w.eventually("the end of the fetch", func() bool { return v.DemandInFlight() == 0 })
+	copied := make([]byte, blockSize)
+	if hit, err := v.writes.clean.ReadAt(copied, 0); !hit || err != nil {
+		t.Errorf("the snapshot's copy is gone: %v", err)
+	} else if i := firstDifference(copied, data[:blockSize]); i >= 0 {
+		t.Errorf("the snapshot's copy was replaced, at %d", i)
+	}
+	close(outcome)
+	w.equalSnapshot(<-done, data, "snapshot")
+	w.equal(v.Device, data, "volume")
+	w.must(v.Close())
+}
+
+// TestPartialWriteAcrossACommit: what it had fetched of the rest of the page is
+// not what lies below any more.
+func TestPartialWriteAcrossACommit(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newDiverged(w)
+	old := v.Record().Root.String()
+	waiting, letGo := w.hold()
+	written := make(chan error)
+	go func() {
+		_, err := v.WriteAt(w.ctx, noise(512, 4), 512)
+		written <- err
+	}()
+	w.eventually("the fetch of the page's rest", func() bool { return waiting.Load() == 1 })
+	w.write(v, noise(blockSize, 3), 0)
+	copy(data, noise(blockSize, 3))
+	done := w.snapshotInBackground(v, nil)
+	w.eventually("the new root", func() bool { return v.Stats().Root != old })
+	letGo()
+	w.must(<-written)
+	w.equalSnapshot(<-done, data, "snapshot")
+	copy(data[512:], noise(512, 4))
+	w.equal(v.Device, data, "volume")
+	w.must(v.Close())
+}
+
+// gatedFS holds up writes to the data of write layers.
+type gatedFS struct {
+	vfs.FS
+	gate atomic.Pointer[func()]
+}
+
+type gatedFile struct {
+	vfs.File
+	fs *gatedFS
+}
+
+func (g *gatedFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	f, err := g.FS.OpenFile(name, flag, perm)
+	if err == nil && filepath.Base(name) == "data" && strings.Contains(name, "layers") {
+		f = gatedFile{f, g}
+	}
+	return f, err
+}
+
+func (f gatedFile) WriteAt(p []byte, off int64) (int, error) {
+	if gate := f.fs.gate.Load(); gate != nil {
+		(*gate)()
+	}
+	return f.File.WriteAt(p, off)
+}
+
+// TestCutWaitsForWritesUnderWay, which would else change the sealed layer.
+func TestCutWaitsForWritesUnderWay(t *testing.T) {
+	for name, write := range map[string]func(v *Volume) error{
+		"whole page":     func(v *Volume) error { _, err := v.WriteAt(t.Context(), noise(pageSize, 2), 0); return err },
+		"part of a page": func(v *Volume) error { _, err := v.WriteAt(t.Context(), noise(pageSize, 2)[:600], 0); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newRealWorld(t)
+			gated := &gatedFS{FS: vfs.OS()}
+			w.host.FS = gated
+			v := w.openNew(nil, blockSize)
+			w.write(v, noise(pageSize, 2), blockSize-pageSize)
+			writing, letGo := make(chan struct{}), make(chan struct{})
+			gate := func() {
+				close(writing)
+				<-letGo
+			}
+			gated.gate.Store(&gate)
+			written := make(chan error)
+			go func() { written <- write(v) }()
+			<-writing
+			gated.gate.Store(nil)
+			done := w.snapshotInBackground(v, nil)
+			time.Sleep(20 * time.Millisecond)
+			if v.hasSealed() {
+				t.Error("the layer was sealed during a write")
+			}
+			close(letGo)
+			w.must(<-written)
+			data := make([]byte, blockSize)
+			if _, err := v.ReadAt(w.ctx, data, 0); err != nil || allZero(data[:600]) {
+				t.Errorf("the write is not there: %v", err)
+			}
+			w.equalSnapshot(<-done, data, "snapshot")
+			w.must(v.Close())
+		})
+	}
+}
+
+// newDiverged returns a volume of two blocks whose first one diverged from the
+// base and is not on this host, while the second is.
+func newDiverged(w *world) (*Volume, []byte) {
+	w.Helper()
+	v, data := newRestored(w, 2)
+	w.write(v, noise(blockSize, 2), 0)
+	copy(data, noise(blockSize, 2))
+	w.snapshot(v)
+	w.equal(v.Device, data, "volume")
+	w.must(v.writes.clean.Evict(0))
+	return v, data
+}
+
+func (w *world) snapshotInBackground(v *Volume, begun func(*snapshot.Attempt)) <-chan manifest.SnapshotID {
+	done := make(chan manifest.SnapshotID, 1)
+	go func() {
+		outcome, err := v.Snapshot(w.ctx, SnapshotOptions{Cut: begun})
+		if err != nil {
+			w.Errorf("snapshot: %v", err)
+		}
+		done <- outcome.Snapshot
+	}()
+	return done
+}

@@ -11,7 +11,7 @@
 // It needs root, /dev/fuse, loop devices, e2fsprogs, xfsprogs and fio.
 //
 //	LAZYVOL_BINARY=path  tests this binary instead of building one
-//	LAZYVOL_RACE=1       builds the binary with the race detector
+//	LAZYVOL_RACE=1       builds it with the race detector for all tests, not just the randomised
 //	LAZYVOL_STRESS=1     gives the randomised tests many times longer
 //	LAZYVOL_SEED=n       repeats one run of a randomised test
 package integration

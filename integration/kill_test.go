@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestKilledDaemonLosesNoAcknowledgedWrite(t *testing.T) {
@@ -33,6 +35,52 @@ func TestKilledDaemonLosesNoAcknowledgedWrite(t *testing.T) {
 	}
 	snap := h.ok("snapshot", "create", vol)
 	sameBytes(t, "the snapshot", newHost(t, h.store).exported(snap), disk)
+}
+
+// Readers that wait for the store, and writers beside them, are let go, and
+// keep nothing of the daemon alive.
+func TestKilledDaemonLetsGoOfThoseThatWait(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	disk := randomBytes(1, 16*mib)
+	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
+	m := h.mount(vol, "--no-hydrate")
+	writer := m.open(os.O_RDWR | unix.O_DIRECT)
+	reader := m.open(os.O_RDWR)
+	gate.close(gets("packs"))
+	failed := make(chan error, 2)
+	go func() {
+		_, err := reader.ReadAt(make([]byte, mib), 4*mib)
+		failed <- err
+	}()
+	gate.waitHolding(t)
+	go func() {
+		_, err := reader.WriteAt([]byte("part of a page"), 9*mib) // which is fetched first
+		failed <- err
+	}()
+	page := aligned(pageSize)
+	for off := 4 * mib; off < 5*mib; off += 16 * pageSize {
+		fill(newRand(uint64(off)), page)
+		if _, err := writer.WriteAt(page, int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		copy(disk[off:], page)
+	}
+	m.kill()
+	for range 2 {
+		select {
+		case err := <-failed:
+			if err == nil {
+				t.Error("a read of what could not be fetched succeeded")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a reader or writer waits for a daemon that was killed")
+		}
+	}
+	gate.open()
+	m = m.again(vol)
+	m.equals(disk)
 }
 
 // A daemon that is killed in the middle of a snapshot leaves it committed, or

@@ -46,7 +46,9 @@ func TestVolumeBehavesAsAByteArray(t *testing.T) {
 		t.Run([]string{"folder", "S3"}[i], func(t *testing.T) {
 			t.Parallel()
 			s := newStore(t)
-			m := newModel(t, newHost(t, s), modelSeed(t, uint64(i)))
+			h := newHost(t, s)
+			h.binary = lazyvol(t, true)
+			m := newModel(t, h, modelSeed(t, uint64(i)))
 			for end := time.Now().Add(modelTime()); time.Now().Before(end); {
 				m.step()
 			}

@@ -91,6 +91,7 @@ func (m *mount) cleanup() {
 		m.showLog()
 	}
 	if r := m.h.run("unmount", m.dir); r.code == 0 {
+		m.waitEnd()
 		return
 	} else if !m.h.t.Failed() {
 		m.h.t.Errorf("at the end of the test: %s", r)

@@ -128,24 +128,22 @@ func (e *exploration) run(ctx context.Context, decide func(s *schedule, point in
 
 // check checks what a schedule came to, unless another one came to the same.
 func (e *exploration) check(ctx context.Context, s *schedule) error {
-	if s.broken != nil {
-		return fmt.Errorf("%w: %w", errBroken, s.broken)
-	}
+	broken := []error{s.broken}
 	end := s.digest
 	for _, h := range s.hosts {
-		if err := h.err; err != nil && (h.faults == 0 || errors.Is(err, errBroken)) {
-			return fmt.Errorf("%s: %w", h.name, err)
+		if h.err != nil && (h.faults == 0 || errors.Is(h.err, errBroken)) {
+			broken = append(broken, fmt.Errorf("%s: %w", h.name, h.err))
 		}
-		end = maphash.Comparable(e.seed, [3]any{end, h.faults, fmt.Sprint(h.told, h.keeps)})
+		end = maphash.Comparable(e.seed, [2]any{end, fmt.Sprint(h.told, h.keeps)})
 	}
-	if e.ends[end] {
-		return nil
+	if !e.ends[end] {
+		broken = append(broken, e.stage.check(ctx, s))
 	}
-	if err := e.stage.check(ctx, s); err != nil {
-		return err
+	err := errors.Join(broken...)
+	if err == nil {
+		e.ends[end] = true
 	}
-	e.ends[end] = true
-	return nil
+	return err
 }
 
 // A branch is a schedule to be run: that of another one up to a point, where it

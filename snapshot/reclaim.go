@@ -66,8 +66,9 @@ func (s *Store) Reclaim(ctx context.Context, lineage manifest.LineageID) (Reclai
 	const tries = 8 // of a world that moves: each one means that another host got further
 	result := Reclaimed{Lineage: lineage}
 	var err error
+	swept := make(sweptSet)
 	for range tries {
-		if err = s.reclaim(ctx, &result); !errors.Is(err, errMoved) {
+		if err = s.reclaim(ctx, swept, &result); !errors.Is(err, errMoved) {
 			break
 		}
 	}
@@ -77,8 +78,8 @@ func (s *Store) Reclaim(ctx context.Context, lineage manifest.LineageID) (Reclai
 	return result, err
 }
 
-func (s *Store) reclaim(ctx context.Context, result *Reclaimed) error {
-	w, err := s.survey(ctx, result.Lineage)
+func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) error {
+	w, err := s.survey(ctx, result.Lineage, swept)
 	if err != nil {
 		return err
 	}
@@ -88,7 +89,7 @@ func (s *Store) reclaim(ctx context.Context, result *Reclaimed) error {
 		return err
 	}
 	if aborted > 0 {
-		if w, err = s.survey(ctx, result.Lineage); err != nil {
+		if w, err = s.survey(ctx, result.Lineage, swept); err != nil {
 			return err
 		}
 	}

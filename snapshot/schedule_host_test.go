@@ -67,11 +67,11 @@ func (l *ledger) put(key string, data []byte, c blockstore.Condition) (etag stri
 	old := l.written[key]
 	switch {
 	case unused(key):
-		l.broken = fmt.Errorf("%s was written, and thought unused", key)
+		l.broken = fmt.Errorf("%w: %s was written, and thought unused", errBroken, key)
 	case l.eager && immutable(key) && old.digest != 0:
-		l.broken = fmt.Errorf("%s was written twice", key)
+		l.broken = fmt.Errorf("%w: %s was written twice", errBroken, key)
 	case strings.HasPrefix(key, manifest.KindPrefix(manifest.KindData)) && !c.Absent() && old.digest == 0:
-		l.broken = fmt.Errorf("%s was deleted, and brought back by a rewrite", key)
+		l.broken = fmt.Errorf("%w: %s, which a rewrite brought back", errLeft, key)
 	}
 	l.note(key, version{old.number + 1, maphash.Bytes(l.seed, data)})
 	return etag, nil
@@ -80,7 +80,7 @@ func (l *ledger) put(key string, data []byte, c blockstore.Condition) (etag stri
 // remove removes an object.
 func (l *ledger) remove(key string) error {
 	if l.eager && immutable(key) {
-		l.broken = fmt.Errorf("%s was removed", key)
+		l.broken = fmt.Errorf("%w: %s was removed", errBroken, key)
 	}
 	l.note(key, version{number: l.written[key].number})
 	return l.objects.Delete(context.Background(), key)

@@ -18,14 +18,14 @@ type stage struct {
 	stored  map[string][]byte // all objects
 	content map[manifest.SnapshotID]*device
 	roots   map[manifest.SnapshotID]*manifest.Root
-	changes int64 // the block that every snapshot to be made changes
+	changes []int64 // the blocks that every snapshot to be made changes
 }
 
 func newStage(t testing.TB, set func(*stage)) *stage {
 	st := &stage{
 		world: newWorld(t), stored: make(map[string][]byte),
 		content: make(map[manifest.SnapshotID]*device), roots: make(map[manifest.SnapshotID]*manifest.Root),
-		changes: 1,
+		changes: []int64{1},
 	}
 	set(st)
 	for key := range st.objects("") {
@@ -73,16 +73,15 @@ func (st *stage) pin(serial uint64, holders ...string) {
 	}
 }
 
-// will says what snapshots are going to be made of: all of what the parent
-// holds, and one block that is another in each.
-//
-// It is one, as several would wait for each other inside the upload, to read a
-// leaf of the parent once, with a mutex. That is not waiting to synctest.
+// will says what snapshots are going to hold: what the parent does, and other
+// content in a few blocks. These are of different leaves: uploads of several of
+// one leaf wait for the first to read the parent's, with a mutex, and that is
+// not waiting to synctest.
 func (st *stage) will(parent uint64, serials ...uint64) (ids []manifest.SnapshotID) {
 	for _, serial := range serials {
 		id := st.id(serial)
 		if st.content[id] == nil {
-			st.content[id] = st.content[st.id(parent)].tiny(int(serial), st.changes)
+			st.content[id] = st.content[st.id(parent)].tiny(int(serial), st.changes...)
 		}
 		ids = append(ids, id)
 	}

@@ -34,12 +34,20 @@ type survey struct {
 	outcomes   map[manifest.SnapshotID]manifest.Outcome
 	damaged    map[manifest.SnapshotID]error           // outcomes that cannot be decoded
 	pending    map[manifest.SnapshotID]manifest.Intent // those without outcome
+
+	// swept are deleted snapshots seen to be swept before this survey began.
+	// Passes over a lineage share it.
+	swept sweptSet
 }
 
-// survey lists a lineage.
-func (s *Store) survey(ctx context.Context, lineage manifest.LineageID) (*survey, error) {
+// A sweptSet remembers, from one pass over a lineage to the next, which deleted
+// snapshots were found swept.
+type sweptSet map[manifest.SnapshotID]bool
+
+// survey lists a lineage. swept is what passes before this one found.
+func (s *Store) survey(ctx context.Context, lineage manifest.LineageID, swept sweptSet) (*survey, error) {
 	w := &survey{
-		store: s, lineage: lineage,
+		store: s, lineage: lineage, swept: swept,
 		pinned:   make(map[manifest.SnapshotID]bool),
 		outcomes: make(map[manifest.SnapshotID]manifest.Outcome),
 		damaged:  make(map[manifest.SnapshotID]error),
@@ -210,7 +218,10 @@ func (w *survey) aborted(id manifest.SnapshotID) bool {
 }
 
 // roots returns the committed snapshots whose footers say what is live: those
-// not deleted, those pinned, and the parents of pending ones.
+// not deleted, those pinned, and the parents of pending ones. One that had been
+// swept before the listings is none: who swept it found nothing that kept it,
+// so what keeps it in these listings came too late, and its owner will find the
+// tombstone, or died before it could look.
 func (w *survey) roots() []manifest.SnapshotID {
 	roots := make(map[manifest.SnapshotID]bool)
 	for id := range w.outcomes {
@@ -222,6 +233,9 @@ func (w *survey) roots() []manifest.SnapshotID {
 		if intent.Parent != nil && w.committed(*intent.Parent) {
 			roots[*intent.Parent] = true
 		}
+	}
+	for id := range w.swept {
+		delete(roots, id)
 	}
 	return sorted(roots)
 }
@@ -287,9 +301,7 @@ func (w *survey) liveness(ctx context.Context, roots []manifest.SnapshotID, conc
 			if !concerns(ref.Owner) || seen[ref.Hash] {
 				continue
 			}
-			// Nobody else need read it, as all fails if we cannot: unless we
-			// may turn out to have been swept.
-			seen[ref.Hash] = !w.tombstones[id]
+			seen[ref.Hash] = true // nobody else need read it, as all fails if we cannot
 			sections = append(sections, ref)
 		}
 		mu.Unlock()
@@ -308,11 +320,13 @@ func (w *survey) liveness(ctx context.Context, roots []manifest.SnapshotID, conc
 			if !errors.Is(err, errMoved) {
 				return err
 			}
-			swept, sweptErr := w.swept(gctx, id)
-			if swept || sweptErr != nil {
-				return sweptErr
+			swept, sweptErr := w.isSwept(gctx, id)
+			if swept {
+				mu.Lock()
+				w.swept[id] = true // for the next pass: this one's listings may be older
+				mu.Unlock()
 			}
-			return err
+			return errors.Join(err, sweptErr)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -321,11 +335,9 @@ func (w *survey) liveness(ctx context.Context, roots []manifest.SnapshotID, conc
 	return live, nil
 }
 
-// swept reports whether a deleted snapshot had been swept when what makes it a
-// root came into the store: a pin, or an attempt that has it as parent. That
-// came too late and keeps nothing. Its owner has not yet looked for the
-// tombstone, or died before; whoever looked and found none, every sweep sees.
-func (w *survey) swept(ctx context.Context, id manifest.SnapshotID) (bool, error) {
+// isSwept reports whether a deleted snapshot's root object is gone, which is the
+// first that a sweep removes.
+func (w *survey) isSwept(ctx context.Context, id manifest.SnapshotID) (bool, error) {
 	if !w.tombstones[id] {
 		return false, nil
 	}

@@ -18,8 +18,9 @@ func (s *Store) UniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64,
 	const tries = 4 // of a world that moves
 	var n int64
 	var err error
+	swept := make(sweptSet)
 	for range tries {
-		if n, err = s.uniqueBytes(ctx, id); !errors.Is(err, errMoved) {
+		if n, err = s.uniqueBytes(ctx, id, swept); !errors.Is(err, errMoved) {
 			break
 		}
 	}
@@ -29,8 +30,8 @@ func (s *Store) UniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64,
 	return n, nil
 }
 
-func (s *Store) uniqueBytes(ctx context.Context, id manifest.SnapshotID) (int64, error) {
-	w, err := s.survey(ctx, id.Lineage)
+func (s *Store) uniqueBytes(ctx context.Context, id manifest.SnapshotID, swept sweptSet) (int64, error) {
+	w, err := s.survey(ctx, id.Lineage, swept)
 	if err != nil {
 		return 0, err
 	}

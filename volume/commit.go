@@ -53,7 +53,7 @@ func (v *Volume) snapshot(ctx context.Context, o SnapshotOptions) (manifest.Outc
 	if v.closed {
 		return manifest.Outcome{}, errClosed
 	}
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return manifest.Outcome{}, context.Cause(ctx)
 	}
 	if _, err := v.settle(ctx); err != nil {
@@ -117,7 +117,7 @@ func (v *Volume) upload(ctx context.Context, o SnapshotOptions) (manifest.Outcom
 	defer now.release()
 	// Rule: the sealed layer is durable, then the attempt is on record, then
 	// the store hears of it.
-	if err := now.sealed.Sync(); err != nil {
+	if err := now.syncSealed(); err != nil {
 		return manifest.Outcome{}, err
 	}
 	attempt, full, err := v.begin(ctx, now.image, o)

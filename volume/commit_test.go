@@ -157,10 +157,11 @@ func TestPartialWriteAcrossACommit(t *testing.T) {
 	w.must(v.Close())
 }
 
-// gatedFS holds up writes to the data of write layers.
+// gatedFS calls gate before the next write to a file in a folder of that name.
 type gatedFS struct {
 	vfs.FS
-	gate atomic.Pointer[func()]
+	folder string
+	gate   atomic.Pointer[func()]
 }
 
 type gatedFile struct {
@@ -170,56 +171,84 @@ type gatedFile struct {
 
 func (g *gatedFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
 	f, err := g.FS.OpenFile(name, flag, perm)
-	if err == nil && filepath.Base(name) == "data" && strings.Contains(name, "layers") {
+	if err == nil && filepath.Base(name) == "data" && strings.Contains(name, "/"+g.folder+"/") {
 		f = gatedFile{f, g}
 	}
 	return f, err
 }
 
 func (f gatedFile) WriteAt(p []byte, off int64) (int, error) {
-	if gate := f.fs.gate.Load(); gate != nil {
+	if gate := f.fs.gate.Swap(nil); gate != nil {
 		(*gate)()
 	}
 	return f.File.WriteAt(p, off)
 }
 
+// hold makes the next write wait for letGo. writing is closed when it does.
+func (g *gatedFS) hold() (writing <-chan struct{}, letGo func()) {
+	reached, open := make(chan struct{}), make(chan struct{})
+	gate := func() {
+		close(reached)
+		<-open
+	}
+	g.gate.Store(&gate)
+	return reached, func() { close(open) }
+}
+
 // TestCutWaitsForWritesUnderWay, which would else change the sealed layer.
 func TestCutWaitsForWritesUnderWay(t *testing.T) {
-	for name, write := range map[string]func(v *Volume) error{
-		"whole page":     func(v *Volume) error { _, err := v.WriteAt(t.Context(), noise(pageSize, 2), 0); return err },
-		"part of a page": func(v *Volume) error { _, err := v.WriteAt(t.Context(), noise(pageSize, 2)[:600], 0); return err },
-	} {
+	for name, n := range map[string]int{"whole page": pageSize, "part of a page": 600} {
 		t.Run(name, func(t *testing.T) {
 			w := newRealWorld(t)
-			gated := &gatedFS{FS: vfs.OS()}
+			gated := &gatedFS{FS: vfs.OS(), folder: "layers"}
 			w.host.FS = gated
-			v := w.openNew(nil, blockSize)
-			w.write(v, noise(pageSize, 2), blockSize-pageSize)
-			writing, letGo := make(chan struct{}), make(chan struct{})
-			gate := func() {
-				close(writing)
-				<-letGo
-			}
-			gated.gate.Store(&gate)
+			v, data := w.openNew(nil, blockSize), make([]byte, blockSize)
+			writing, letGo := gated.hold()
 			written := make(chan error)
-			go func() { written <- write(v) }()
+			go func() {
+				_, err := v.WriteAt(w.ctx, noise(n, 2), 0)
+				written <- err
+			}()
 			<-writing
-			gated.gate.Store(nil)
 			done := w.snapshotInBackground(v, nil)
 			time.Sleep(20 * time.Millisecond)
 			if v.hasSealed() {
 				t.Error("the layer was sealed during a write")
 			}
-			close(letGo)
+			letGo()
 			w.must(<-written)
-			data := make([]byte, blockSize)
-			if _, err := v.ReadAt(w.ctx, data, 0); err != nil || allZero(data[:600]) {
-				t.Errorf("the write is not there: %v", err)
-			}
+			copy(data, noise(n, 2))
+			w.equal(v.Device, data, "volume")
 			w.equalSnapshot(<-done, data, "snapshot")
 			w.must(v.Close())
 		})
 	}
+}
+
+// TestCutWaitsForACopyUnderWay of a fetched block, which would else end up over
+// the snapshot's own.
+func TestCutWaitsForACopyUnderWay(t *testing.T) {
+	w := newRealWorld(t)
+	gated := &gatedFS{FS: vfs.OS(), folder: "clean"}
+	w.host.FS = gated
+	v, data := newDiverged(w)
+	w.write(v, noise(pageSize, 3), 0)
+	writing, letGo := gated.hold()
+	read := w.readInBackground(w.ctx, v.Device, pageSize, pageSize)
+	<-writing
+	w.wantRead(<-read, data[pageSize:][:pageSize]) // which does not wait for it
+	done := w.snapshotInBackground(v, nil)
+	time.Sleep(20 * time.Millisecond)
+	if v.hasSealed() {
+		t.Error("the layer was sealed while a block of the old root was being cached")
+	}
+	w.write(v, noise(pageSize, 4), 2*pageSize) // nor does a write
+	letGo()
+	copy(data, noise(pageSize, 3))
+	copy(data[2*pageSize:], noise(pageSize, 4))
+	w.equalSnapshot(<-done, data, "snapshot")
+	w.equal(v.Device, data, "volume")
+	w.must(v.Close())
 }
 
 // newDiverged returns a volume of two blocks whose first one diverged from the

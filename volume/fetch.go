@@ -201,11 +201,11 @@ func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int
 		}
 		return buffers[i]
 	}
-	// It reports each block's fate to land, so that its own error is not news.
+	// Its own error is the first of those that it reports.
 	_ = d.demand.ReadRun(ctx, run.Refs, buffer, func(i int, err error) {
 		block := run.Blocks[i]
 		if err != nil {
-			d.crash(v, block, own[block], err)
+			d.abort(v, block, own[block], err)
 		} else {
 			d.land(v, block, own[block], buffers[i])
 		}
@@ -225,8 +225,8 @@ func (d *Device) land(v *view, block int64, f *flight, data []byte) {
 	delete(d.flights.table, flightKey{v.image, block})
 }
 
-// crash ends a flight that failed. Whoever asks again begins another one.
-func (d *Device) crash(v *view, block int64, f *flight, err error) {
+// abort ends a flight that failed. Whoever asks again begins another one.
+func (d *Device) abort(v *view, block int64, f *flight, err error) {
 	d.flights.mu.Lock()
 	delete(d.flights.table, flightKey{v.image, block})
 	d.flights.mu.Unlock()
@@ -241,7 +241,7 @@ func (d *Device) fetchQuietly(ctx context.Context, refs []manifest.Ref, dst []by
 	defer cancel()
 	_, n := manifest.Run{Refs: refs}.Span()
 	d.stats.fetchedBytes.Add(n)
-	// The first error that done was told is no news.
+	// Its own error is the first of those that done is told.
 	_ = d.background.ReadRun(ctx, refs, func(int) []byte { return dst }, done)
 }
 

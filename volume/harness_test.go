@@ -209,6 +209,23 @@ func (w *world) remove(id manifest.SnapshotID) {
 	w.must(err)
 }
 
+// wantNonePending makes sure that every attempt was ended.
+func (w *world) wantNonePending() {
+	w.Helper()
+	w.must(w.mem.List(w.ctx, "intents/", func(info blockstore.Info) error {
+		id, err := manifest.ParseSnapshotKey(manifest.KindIntents, info.Key)
+		w.must(err)
+		d, err := snapshot.New(w.mem).Describe(w.ctx, id)
+		if err == nil && d.State == snapshot.Pending {
+			w.Errorf("%s is pending for ever", id)
+		}
+		if errors.Is(err, snapshot.ErrNotFound) { // deleted
+			return nil
+		}
+		return err
+	}))
+}
+
 // equal compares a device with what it should hold.
 func (w *world) equal(d *Device, want []byte, what string) {
 	w.Helper()

@@ -20,6 +20,7 @@ func newLost(w *world, reclaimed bool) (*Volume, []byte) {
 	if _, err := v.ReadAt(w.ctx, make([]byte, 2*blockSize), 0); err != nil {
 		w.Fatalf("read: %v", err)
 	}
+	w.eventually("the blocks are cached", func() bool { return v.Stats().HydratedBytes == 2*blockSize })
 	w.write(v, noise(pageSize, 2), blockSize)
 	copy(data[blockSize:], noise(pageSize, 2))
 	w.must(v.Zero(w.ctx, 2*blockSize, blockSize))
@@ -161,6 +162,7 @@ func TestLostRootAndAFailingStore(t *testing.T) {
 		if pins := w.pins(v.name); len(pins) != 0 {
 			t.Fatalf("pins %v of a deleted volume", pins)
 		}
+		w.wantNonePending()
 		w.end()
 		if !failed {
 			return

@@ -188,6 +188,7 @@ func (s *simulation) conclude() {
 	for _, m := range s.volumes {
 		s.must(s.host.Delete(s.ctx, m.id))
 	}
+	s.wantNonePending()
 	err := s.mem.List(s.ctx, "pins/", func(info blockstore.Info) error {
 		return fmt.Errorf("pin %s was left behind", info.Key)
 	})

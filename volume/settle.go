@@ -210,12 +210,12 @@ func (v *Volume) lose(why error) error {
 // aborted. Reads and writes go on meanwhile.
 func (v *Volume) mergeBack(ctx context.Context) error {
 	now := v.view.acquire()
-	sealed := now.sealed
+	syncErr := now.syncSealed()
 	now.release()
 	var err error
 	// A layer that the disk has failed to keep is not gone on with: its pages,
 	// as long as they can be read, are saved into the new one.
-	if sealed.Sync() == nil {
+	if syncErr == nil {
 		err = v.reopenSealed()
 	}
 	if err == nil && v.hasSealed() {

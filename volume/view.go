@@ -9,12 +9,14 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-// A view is what reads see at one moment. It is immutable but for its count of
-// readers.
+// A view is what reads see at one moment. What they see in it never changes,
+// but for what is written into its open layer.
 type view struct {
 	open   *cache.WriteLayer // nil in a read-only device, and in what a snapshot is made of
 	sealed *cache.WriteLayer // what a snapshot is being made of; nil else
 	image  *snapshot.Image   // the root; nil for a blank volume without snapshots
+
+	durable atomic.Bool // the sealed layer is, as it changes no more
 
 	// refs counts the readers, one more while it is the current view, and one
 	// more while the view before it is not drained.
@@ -38,6 +40,18 @@ func (v *view) release() {
 	if v.next != nil {
 		v.next.release()
 	}
+}
+
+// syncSealed makes the sealed layer durable, which takes one Sync for all.
+func (v *view) syncSealed() error {
+	if v.sealed == nil || v.durable.Load() {
+		return nil
+	}
+	if err := v.sealed.Sync(); err != nil {
+		return err
+	}
+	v.durable.Store(true)
+	return nil
 }
 
 // run returns the state of a page in the write layers, the layer that holds it

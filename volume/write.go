@@ -273,11 +273,7 @@ func (d *Device) Sync(context.Context) error {
 	}
 	v := d.view.acquire()
 	defer v.release()
-	err := v.open.Sync()
-	if v.sealed != nil {
-		err = errors.Join(err, v.sealed.Sync())
-	}
-	if err != nil {
+	if err := errors.Join(v.open.Sync(), v.syncSealed()); err != nil {
 		return fmt.Errorf("sync %s: %w", d.name, err)
 	}
 	return nil

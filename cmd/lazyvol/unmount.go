@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,10 @@ import (
 // unmountPatience bounds how long a daemon may take to end after its mount is
 // gone: it makes what was written durable, and tells the store.
 const unmountPatience = time.Minute
+
+// exitPatience bounds how long a daemon that has let go of everything may take
+// to be gone as a process.
+const exitPatience = 2 * time.Second
 
 func (a *app) unmountCommand() *cobra.Command {
 	return &cobra.Command{
@@ -100,8 +105,11 @@ func waitUnlocked(ctx context.Context, lock string, pid int) error {
 	defer cancel()
 	for {
 		free, err := unlocked(lock, pid)
-		if free || err != nil {
+		if err != nil {
 			return err
+		}
+		if free {
+			break
 		}
 		select {
 		case <-ctx.Done():
@@ -109,6 +117,22 @@ func waitUnlocked(ctx context.Context, lock string, pid int) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+	// All is done; what is left is the process, which keeps its log open. Its id
+	// may be another's by now, or be none of this namespace: not worth a failure.
+	for deadline := time.Now().Add(exitPatience); !ended(pid) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}
+
+// ended reports whether a process is gone, but for its parent's notice.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, state, _ := bytes.Cut(stat, []byte(") "))
+	return bytes.HasPrefix(state, []byte("Z")) || bytes.HasPrefix(state, []byte("X"))
 }
 
 func unlocked(lock string, pid int) (bool, error) {

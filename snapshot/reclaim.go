@@ -229,7 +229,7 @@ func (d *deleteList) flush(ctx context.Context) error {
 		return nil
 	}
 	// Rule: the root object before all others. By that a footer that was swept
-	// can be told from one that is damaged: see survey.swept.
+	// can be told from one that is damaged: see survey.isSwept.
 	if !d.begun {
 		if err := d.sweep.objects.Delete(ctx, manifest.RootKey(d.owner)); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,11 +153,7 @@ func (r *running) signal(sig syscall.Signal) {
 
 // String shows the command and how it ended.
 func (r result) String() string {
-	out, err := json.Marshal(r.code)
-	if err != nil {
-		return err.Error()
-	}
-	return "lazyvol " + strings.Join(r.args, " ") + " exited " + string(out) + "\nstdout: " + r.stdout + "\nstderr: " + r.stderr
+	return fmt.Sprintf("lazyvol %s exited %d\nstdout: %s\nstderr: %s", strings.Join(r.args, " "), r.code, r.stdout, r.stderr)
 }
 
 // ok runs lazyvol, which must succeed, and returns what it printed, without

@@ -23,7 +23,7 @@ func TestHydrationPausesResumesAndFinishes(t *testing.T) {
 		t.Errorf("--no-hydrate fetched %d times", n)
 	}
 
-	gate.close(gets("packs"))
+	gate.close(requests, gets("packs"))
 	h.ok("hydrate", "--resume", vol)
 	gate.waitHolding(t)
 	if st := m.status(); st.State != "hydrating" {
@@ -43,7 +43,7 @@ func TestHydrationPausesResumesAndFinishes(t *testing.T) {
 	if st := m.status(); st.State != "hydrated" || st.HydratedBytes != size || st.DemandFetches != 0 {
 		t.Errorf("after --wait: %+v", st)
 	}
-	gate.close(gets("packs"))
+	gate.close(requests, gets("packs"))
 	m.equals(disk) // asks the store for nothing
 }
 
@@ -107,7 +107,7 @@ func TestUnmountedVolumeIsHydratedByTheCommand(t *testing.T) {
 		t.Errorf("status: %+v", st)
 	}
 	m := h.mount(vol)
-	gate.close(gets("packs"))
+	gate.close(requests, gets("packs"))
 	m.equals(disk)
 	h.fails(4, []string{"not mounted"}, "hydrate", "--pause", h.ok("volume", "create", "--size", "1MiB"))
 }
@@ -120,7 +120,7 @@ func TestManyReadersOfABlockFetchItOnce(t *testing.T) {
 	m := h.mount(h.ok("snapshot", "create", h.image(disk)), "--no-hydrate")
 	m.read(7*mib, 1) // so that the leaf is there
 	gate.count("GET data")
-	gate.close(gets("packs"))
+	gate.close(requests, gets("packs"))
 	const readers = 16
 	done := make(chan []byte, readers)
 	for i := range readers {

@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -48,7 +47,7 @@ func TestKilledDaemonLetsGoOfThoseThatWait(t *testing.T) {
 	m := h.mount(vol, "--no-hydrate")
 	writer := m.open(os.O_RDWR | unix.O_DIRECT)
 	reader := m.open(os.O_RDWR)
-	gate.close(gets("packs"))
+	gate.close(requests, gets("packs"))
 	failed := make(chan error, 2)
 	go func() {
 		_, err := reader.ReadAt(make([]byte, mib), 4*mib)
@@ -87,10 +86,10 @@ func TestKilledDaemonLetsGoOfThoseThatWait(t *testing.T) {
 // not there; the volume and its next snapshot have every change.
 func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
 	t.Parallel()
-	for _, reply := range []bool{false, true} { // killed before the request arrives, or after
+	for name, at := range map[string]side{"before": requests, "after": replies} {
 		for _, kind := range []string{"intents", "packs", "leaves", "pins", "outcomes"} {
-			committed := reply && kind == "outcomes"
-			t.Run(kind+" arrived: "+strconv.FormatBool(reply), func(t *testing.T) {
+			committed := at == replies && kind == "outcomes"
+			t.Run(name+" "+kind+" arrive", func(t *testing.T) {
 				t.Parallel()
 				s, gate := newGatedStore(t)
 				h := newHost(t, s)
@@ -102,11 +101,7 @@ func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
 				m.write(disk[2*mib:7*mib+100], 2*mib)
 				cut := string(disk)
 
-				if reply {
-					gate.closeReplies(puts(kind))
-				} else {
-					gate.close(puts(kind))
-				}
+				gate.close(at, puts(kind))
 				create := h.begin("snapshot", "create", vol)
 				gate.waitHolding(t)
 				if kind != "intents" { // after it, writes are those of the next snapshot
@@ -193,7 +188,7 @@ func TestKilledSnapshotOfAnUnmountedVolumeIsSettledByTheNext(t *testing.T) {
 			m := h.mount(vol)
 			m.write(disk, 0)
 			m.unmount()
-			gate.closeReplies(puts(kind))
+			gate.close(replies, puts(kind))
 			create := h.begin("snapshot", "create", vol)
 			gate.waitHolding(t)
 			create.signal(syscall.SIGKILL)

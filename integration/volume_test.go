@@ -207,7 +207,7 @@ func TestSecondSnapshotOfAVolumeWhileOneRunsIsRefused(t *testing.T) {
 	disk := randomBytes(1, 8*mib)
 	m.write(disk, 0)
 
-	gate.close(puts("packs"))
+	gate.close(requests, puts("packs"))
 	create := h.begin("snapshot", "create", vol)
 	gate.waitHolding(t)
 	h.fails(4, []string{"being made"}, "snapshot", "create", vol)
@@ -233,7 +233,7 @@ func TestInterruptedSnapshotGivesTheChangesBack(t *testing.T) {
 	fill(newRand(2), disk[2*mib:6*mib])
 	m.write(disk[2*mib:6*mib], 2*mib)
 	for _, hold := range []string{"packs", "outcomes"} {
-		gate.close(puts(hold))
+		gate.close(requests, puts(hold))
 		create := h.begin("snapshot", "create", vol)
 		gate.waitHolding(t)
 		copy(disk[4*mib:], "written after the cut")

@@ -80,7 +80,7 @@ func TestHydratorWaitsForTheStore(t *testing.T) {
 	h := newHost(t, s)
 	disk := randomBytes(1, 64*mib)
 	snap := h.ok("snapshot", "create", h.image(disk))
-	m := h.mount(snap, "--hydrate-rate", "24MiB", "--read-deadline", "3s")
+	m := h.mount(snap, "--hydrate-rate", "8MiB", "--read-deadline", "3s")
 	waitFor(t, "some of it is hydrated", 10*time.Second, func() bool { return m.status().HydratedBytes > 0 })
 	s.server.Stop()
 	m.waitState("waiting-for-store", 40*time.Second)

@@ -168,15 +168,40 @@ func TestUnreadableSourcesAreNamed(t *testing.T) {
 
 func TestCreateInBackgroundPrintsAPendingSnapshot(t *testing.T) {
 	t.Parallel()
-	s, gate := newGatedStore(t)
-	h := newHost(t, s)
 	disk := randomBytes(1, 8*mib)
-	gate.close(requests, puts("packs"))
-	snap := h.ok("snapshot", "create", "--no-wait", h.image(disk))
-	if info := h.show(snap); info.State != "pending" {
-		t.Errorf("at first: %+v", info)
+	for name, prepare := range map[string]func(h *host) (source string){
+		"image": func(h *host) string { return h.image(disk) },
+		"mounted volume": func(h *host) string {
+			vol := h.ok("volume", "create", "--size", "8MiB")
+			h.mount(vol).write(disk, 0)
+			return vol
+		},
+		"unmounted volume": func(h *host) string {
+			vol := h.ok("volume", "create", "--size", "8MiB")
+			m := h.mount(vol)
+			m.write(disk, 0)
+			m.unmount()
+			return vol
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, gate := newGatedStore(t)
+			h := newHost(t, s)
+			source := prepare(h)
+			gate.close(requests, puts("packs"))
+			snap := h.ok("snapshot", "create", "--no-wait", source)
+			if info := h.show(snap); info.State != "pending" {
+				t.Errorf("at first: %+v", info)
+			}
+			gate.open()
+			waitFor(t, "the snapshot completes", time.Minute, func() bool { return h.show(snap).State == "completed" })
+			sameBytes(t, "the export", h.exported(snap), disk)
+			if name == "unmounted volume" {
+				waitFor(t, "the background is done with it", 20*time.Second, func() bool {
+					return h.run("volume", "delete", source).code == 0
+				})
+			}
+		})
 	}
-	gate.open()
-	waitFor(t, "the snapshot completes", time.Minute, func() bool { return h.show(snap).State == "completed" })
-	sameBytes(t, "the export", h.exported(snap), disk)
 }

@@ -13,9 +13,10 @@ const (
 	censusPatience = 100 * time.Millisecond
 
 	// censusShare bounds the time spent on counting, when somebody watches: a
-	// pause is so many times as long as the count before it. Counts of less
-	// than censusQuick need no pause.
-	censusShare = 100
+	// pause is so many times as long as the count before it, which on a busy
+	// machine may have taken long for a small device. Counts of less than
+	// censusQuick need no pause.
+	censusShare = 10
 	censusQuick = time.Millisecond
 )
 

@@ -148,9 +148,22 @@ func (a *app) log() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// openStore opens the store of this invocation, or at, where a volume knows its
-// own. The default store is made on first use.
+// A remote is the store of an invocation.
+type remote struct {
+	*snapshot.Store                  // tries again
+	objects         blockstore.Store // does not
+}
+
+// openStore is openRemote for commands that only follow the protocol.
 func (a *app) openStore(ctx context.Context, at string, patience time.Duration) (*snapshot.Store, error) {
+	r, err := a.openRemote(ctx, at, patience)
+	return r.Store, err
+}
+
+// openRemote opens the store of this invocation, or at, where a volume knows
+// its own. The default store is made on first use. Requests are tried again for
+// as long as patience.
+func (a *app) openRemote(ctx context.Context, at string, patience time.Duration) (remote, error) {
 	at = cmp.Or(a.storeURL, at, a.defaultStore())
 	isDefault := at == a.defaultStore()
 	open := blockstore.Open
@@ -159,13 +172,14 @@ func (a *app) openStore(ctx context.Context, at string, patience time.Duration) 
 	}
 	objects, err := open(ctx, at)
 	if err != nil {
-		return nil, openError(err)
+		return remote{}, openError(err)
 	}
-	objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
-	if isDefault {
-		return snapshot.Init(ctx, objects)
+	retrying := blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
+	if !isDefault {
+		return remote{snapshot.New(retrying), objects}, nil
 	}
-	return snapshot.New(objects), nil
+	store, err := snapshot.Init(ctx, retrying)
+	return remote{store, objects}, err
 }
 
 // openError makes a store URL that cannot be understood a usage error; missing
@@ -178,7 +192,7 @@ func openError(err error) error {
 }
 
 // host wires the devices of this process to their store.
-func (a *app) host(store *snapshot.Store, deadline time.Duration, log *slog.Logger) (*volume.Host, error) {
+func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*volume.Host, error) {
 	if err := os.MkdirAll(a.state, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
@@ -190,10 +204,13 @@ func (a *app) host(store *snapshot.Store, deadline time.Duration, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
+	// Limits lie below the retries: a request that waits to try again holds up no other.
+	limited := func(requests int) blockstore.Store {
+		return blockstore.Retry(blockstore.Limit(store.objects, requests), blockstore.RetryPolicy{Total: deadline})
+	}
 	return &volume.Host{
-		FS: vfs.OS(), State: a.state, Store: store, Name: hostname(), Boot: boot, Leaves: leaves,
-		Demand:       blockstore.Limit(store.Objects(), demandRequests),
-		Background:   blockstore.Limit(store.Objects(), backgroundRequests),
+		FS: vfs.OS(), State: a.state, Store: store.Store, Name: hostname(), Boot: boot, Leaves: leaves,
+		Demand: limited(demandRequests), Background: limited(backgroundRequests),
 		ReadDeadline: deadline, Log: log, Room: a.room(0),
 	}, nil
 }

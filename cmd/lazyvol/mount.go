@@ -178,11 +178,11 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 	if err != nil {
 		return err
 	}
-	store, err := a.openStore(ctx, "", min(f.readDeadline, commandPatience))
+	store, err := a.openRemote(ctx, "", min(f.readDeadline, commandPatience))
 	if err != nil {
 		return err
 	}
-	s, img, err := a.beginSession(ctx, store, id, dir)
+	s, img, err := a.beginSession(ctx, store.Store, id, dir)
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 	if err != nil {
 		return nil, err
 	}
-	store, err := a.openStore(ctx, record.StoreURL, f.readDeadline)
+	store, err := a.openRemote(ctx, record.StoreURL, f.readDeadline)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 	}
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err = checkStore(asking, store, record)
+	err = checkStore(asking, store.Store, record)
 	if err == nil {
 		err = v.Settle(asking)
 	}

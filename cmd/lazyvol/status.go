@@ -206,7 +206,7 @@ func (a *app) statusUnmounted(ctx context.Context, id manifest.VolumeID) (status
 	if err != nil {
 		return statusJSON{}, err
 	}
-	store, err := a.openStore(ctx, record.StoreURL, commandPatience)
+	store, err := a.openRemote(ctx, record.StoreURL, commandPatience)
 	if err != nil {
 		return statusJSON{}, err
 	}

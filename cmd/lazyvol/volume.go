@@ -45,7 +45,7 @@ puts it into the store.`,
 			} else if bytes == 0 {
 				return usageError{errors.New("--size must be more than 0")}
 			}
-			store, err := a.openStore(ctx, "", commandPatience)
+			store, err := a.openRemote(ctx, "", commandPatience)
 			if err != nil {
 				return err
 			}
@@ -175,11 +175,11 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			store, err := a.openStore(ctx, record.StoreURL, commandPatience)
+			store, err := a.openRemote(ctx, record.StoreURL, commandPatience)
 			if err != nil {
 				return err
 			}
-			if err := checkStore(ctx, store, record); err != nil {
+			if err := checkStore(ctx, store.Store, record); err != nil {
 				return err
 			}
 			host, err := a.host(store, commandPatience, a.log())

@@ -38,6 +38,12 @@ type Clean struct {
 	data    vfs.File
 	marks   vfs.File
 	scratch sync.Pool // of *cleanScratch
+	used    usedBlocks
+
+	// changing keeps writing and evicting one block apart in this process: its
+	// marks would else stay when its bytes go. A block has the lock of its number
+	// modulo the number of locks.
+	changing [cleanStripes]sync.Mutex
 
 	// failed is the first error that lost durability.
 	failed atomic.Pointer[error]
@@ -50,6 +56,9 @@ const (
 	// batchPages bounds how many pages one read call of a file covers: 1 MiB, the
 	// largest request the kernel sends.
 	batchPages = 256
+
+	// cleanStripes is more than there are fetches at a time.
+	cleanStripes = 128
 )
 
 // cleanScratch is the working memory of one call.
@@ -70,6 +79,7 @@ func (c *Clean) ReadAt(p []byte, off int64) (hit bool, err error) {
 	}
 	s := c.scratch.Get().(*cleanScratch)
 	defer c.scratch.Put(s)
+	from := off
 	for len(p) > 0 {
 		n := int(min(int64(len(p)), (off/manifest.PageSize+batchPages)*manifest.PageSize-off))
 		if err := c.readBatch(s, p[:n], off); errors.Is(err, fs.ErrClosed) {
@@ -79,6 +89,9 @@ func (c *Clean) ReadAt(p []byte, off int64) (hit bool, err error) {
 		}
 		p = p[n:]
 		off += int64(n)
+	}
+	if off > from {
+		c.used.markRange(from/int64(c.g.BlockSize), (off-1)/int64(c.g.BlockSize))
 	}
 	return true, nil
 }
@@ -164,6 +177,8 @@ func (c *Clean) WriteBlock(block int64, data []byte) error {
 	}
 	data = data[:c.g.BlockLen(block)]
 	off := block * int64(c.g.BlockSize)
+	changing := c.lockBlock(block)
+	defer changing.Unlock()
 	if _, err := c.data.WriteAt(data, off); err != nil {
 		return fmt.Errorf("clean layer: write block %d: %w", block, err)
 	}
@@ -211,6 +226,12 @@ func (c *Clean) Evict(block int64) error {
 	if err := c.checkBlock(block); err != nil {
 		return err
 	}
+	changing := c.lockBlock(block)
+	defer changing.Unlock()
+	return c.evictLocked(block)
+}
+
+func (c *Clean) evictLocked(block int64) error {
 	off, n := block*int64(c.g.BlockSize), int64(c.g.BlockLen(block))
 	// The marks go first, so that readers need not read a hole to find a miss.
 	if _, err := c.marks.WriteAt(make([]byte, pagesOf(n)*markLen), markOffset(off/manifest.PageSize)); err != nil {
@@ -239,6 +260,13 @@ func (c *Clean) Sync() error {
 
 // Close closes the files. No other call may be under way.
 func (c *Clean) Close() error { return errors.Join(c.data.Close(), c.marks.Close()) }
+
+// lockBlock locks out other changes of a block, until the lock returned is unlocked.
+func (c *Clean) lockBlock(block int64) *sync.Mutex {
+	m := &c.changing[block%cleanStripes]
+	m.Lock()
+	return m
+}
 
 func (c *Clean) checkBlock(block int64) error {
 	if block < 0 || block >= c.g.Blocks() {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -36,7 +37,7 @@ func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err erro
 	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	c := &Clean{g: g}
+	c := &Clean{g: g, used: newUsedBlocks(g.Blocks())}
 	c.scratch.New = func() any { return new(cleanScratch) }
 	c.data, err = fsys.OpenFile(filepath.Join(dir, dataName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -50,6 +51,91 @@ func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err erro
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// CleanGeometry returns the geometry of the device of the clean layer in the folder
+// dir. One without a header that can be read is manifest.ErrCorrupt or fs.ErrNotExist.
+func CleanGeometry(fsys vfs.FS, dir string) (g manifest.Geometry, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("look into clean layer %s: %w", dir, err)
+		}
+	}()
+	f, err := fsys.OpenFile(filepath.Join(dir, cleanMapName), os.O_RDONLY, 0)
+	if err != nil {
+		return g, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	page := make([]byte, cleanHeaderLen)
+	if err := readFull(f, page, 0); err != nil {
+		return g, err
+	}
+	format := cleanFormat()
+	if err := format.CheckHeader(page); err != nil {
+		return g, err
+	}
+	body, err := format.CutChecksum(page)
+	if err != nil {
+		return g, err
+	}
+	g = headerGeometry(body)
+	return g, g.Validate()
+}
+
+// CleanAllocated returns how many bytes of space the clean layer in the folder dir
+// takes, open or not. A missing one takes none.
+func CleanAllocated(fsys vfs.FS, dir string) (int64, error) {
+	total := int64(0)
+	for _, name := range []string{dataName, cleanMapName} {
+		n, err := fsys.Allocated(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, fmt.Errorf("measure clean layer %s: %w", dir, err)
+		}
+		total += n
+	}
+	return total, nil
+}
+
+// EvictAll evicts all blocks of the clean layer in the folder dir, open or not, and
+// frees their space, without knowing its geometry: of one whose header is damaged,
+// for instance. A missing file is an empty one.
+func EvictAll(fsys vfs.FS, dir string) error {
+	for _, name := range []string{cleanMapName, dataName} { // in the order of Evict
+		keep := int64(0)
+		if name == cleanMapName {
+			keep = cleanHeaderLen
+		}
+		if err := punchFrom(fsys, filepath.Join(dir, name), keep); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("evict clean layer %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// punchFrom frees the space of a file from keep on.
+func punchFrom(fsys vfs.FS, name string, keep int64) (err error) {
+	f, err := fsys.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	size, err := f.Size()
+	if err != nil || size <= keep {
+		return err
+	}
+	return f.PunchHole(keep, size-keep)
+}
+
+// RemoveClean removes the clean layer in the folder dir, which nobody has open, and
+// leaves the folder. After a power cut files of it may be back, as they were, until
+// the folder is synced.
+func RemoveClean(fsys vfs.FS, dir string) error {
+	for _, name := range []string{cleanMapName, dataName} {
+		if err := fsys.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove clean layer %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // format checks the header and both files' sizes, or sets them in a new layer.
@@ -88,13 +174,18 @@ func (c *Clean) checkHeader() error {
 }
 
 func (c *Clean) checkGeometry(header []byte) error {
-	size := int64(binary.LittleEndian.Uint64(header[8:]))
-	blockSize := int(binary.LittleEndian.Uint32(header[16:]))
-	if size != c.g.Size || blockSize != c.g.BlockSize {
+	if g := headerGeometry(header); g != c.g {
 		return fmt.Errorf("it holds a device of %d bytes in blocks of %d, not one of %d in blocks of %d",
-			size, blockSize, c.g.Size, c.g.BlockSize)
+			g.Size, g.BlockSize, c.g.Size, c.g.BlockSize)
 	}
 	return nil
+}
+
+func headerGeometry(header []byte) manifest.Geometry {
+	return manifest.Geometry{
+		Size:      int64(binary.LittleEndian.Uint64(header[8:])),
+		BlockSize: int(binary.LittleEndian.Uint32(header[16:])),
+	}
 }
 
 // growFile gives a file its size. One that is too short, as after a power cut, only

@@ -34,8 +34,9 @@ type Source interface {
 	Plan(ctx context.Context, leaf int64) (runs []manifest.Run, next int64, err error)
 
 	// Warm fetches a run into the cache. Blocks that are there by then are
-	// skipped. It returns ErrFull before it fetches anything. When some blocks
-	// fail, it still caches the others.
+	// skipped. It returns ErrFull when there is no room for all, and fetches
+	// nothing that there is no room for. When some blocks fail, it still caches
+	// the others.
 	Warm(ctx context.Context, run manifest.Run) error
 }
 

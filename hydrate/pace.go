@@ -74,7 +74,7 @@ func (p pace) take(now time.Time, bytes int64) {
 const (
 	storeRetryMin = 500 * time.Millisecond // after an outage began; doubles with each failed try
 	storeRetryMax = 30 * time.Second       // so long after it ended at most does hydration go on
-	fullRetry     = 30 * time.Second       // while the cache is full
+	fullRetry     = 5 * time.Second        // while the cache is full: a look costs some system calls
 	passRetryMin  = 1 * time.Second        // after the first pass that left something behind; doubles
 	passRetryMax  = 10 * time.Minute       // each costs a few requests per run left behind
 )

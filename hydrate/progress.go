@@ -11,7 +11,7 @@ type State uint8
 const (
 	Hydrating State = iota // fetching, or about to; also between two passes
 	Paused                 // asked to; see [Hydrator.Pause]
-	CacheFull              // the cache takes no more; asks again every half minute
+	CacheFull              // the cache takes no more; asks again every few seconds
 	Waiting                // the store cannot be used; asks again at least every half minute
 	Done                   // nothing is missing
 )

@@ -201,8 +201,8 @@ func TestFullCacheIsPolledSlowly(t *testing.T) {
 		before := len(s.startedRuns())
 		time.Sleep(time.Hour)
 		asked := s.startedRuns()[before:]
-		if len(asked) != 120 || len(slices.Compact(asked)) != 1 {
-			t.Errorf("asked for runs %v in an hour, want the same one 120 times", asked)
+		if n, different := len(asked), slices.Compact(asked); n != 720 || len(different) != 1 {
+			t.Errorf("asked %d times in an hour for runs %v, want the same one 720 times", n, different)
 		}
 		if p := wantState(t, h, hydrate.CacheFull); p.LastError != nil || p.Errors != 0 {
 			t.Errorf("a full cache counts as %d errors, the last %v", p.Errors, p.LastError)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"time"
 
 	"github.com/lazyvol/lazyvol/cache"
 	"github.com/lazyvol/lazyvol/internal/vfs"
@@ -34,19 +35,46 @@ func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geome
 			err = fmt.Errorf("open the base of %s: %w", id, err)
 		}
 	}()
-	if err := h.FS.MkdirAll(b.dir, 0o700); err != nil {
+	if b.lock, err = h.lockBase(b.dir); err != nil {
 		return nil, err
 	}
-	if b.lock, err = h.FS.Lock(filepath.Join(b.dir, "lock"), false); err != nil {
-		return nil, err
-	}
-	if b.Clean, err = cache.OpenClean(h.FS, b.dir, g); err != nil {
+	h.noteOpened(b.dir)
+	if b.Clean, err = h.openClean(b.dir, g); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	if b.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(b.dir, "index"), g); err != nil {
+	if b.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(b.dir, "index"), g); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// removalPatience bounds how long an evictor takes to remove a base, even one of
+// terabytes.
+const removalPatience = time.Minute
+
+// lockBase makes the folder of a base, and locks it against removal. It waits for an
+// evictor that is just removing it.
+func (h *Host) lockBase(dir string) (io.Closer, error) {
+	for end := time.Now().Add(removalPatience); ; time.Sleep(evictorPoll) {
+		if err := h.mustKeep().MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		lock, err := h.mustKeep().Lock(filepath.Join(dir, lockName), false)
+		removing := errors.Is(err, vfs.ErrLocked) || errors.Is(err, fs.ErrNotExist)
+		if !removing || time.Now().After(end) {
+			return lock, err
+		}
+	}
+}
+
+// openClean opens a clean layer. Its files are made despite a full disk; what is
+// cached in them later is not.
+func (h *Host) openClean(dir string, g manifest.Geometry) (layer *cache.Clean, err error) {
+	err = h.Budget.despiteFull(0, shared, func() (err error) {
+		layer, err = cache.OpenClean(h.FS, dir, g)
+		return err
+	})
+	return layer, err
 }
 
 // Close lets go of the base.
@@ -67,7 +95,7 @@ func (d *Device) LockHydrator() (io.Closer, error) {
 	if d.base == nil {
 		return io.NopCloser(nil), nil
 	}
-	lock, err := d.host.FS.Lock(filepath.Join(d.base.dir, "hydrator"), true)
+	lock, err := d.host.mustKeep().Lock(filepath.Join(d.base.dir, "hydrator"), true)
 	if err != nil && !errors.Is(err, vfs.ErrLocked) {
 		err = fmt.Errorf("lock the hydrator of %s: %w", d.base.dir, err)
 	}
@@ -129,7 +157,7 @@ func (d *Device) ref(ctx context.Context, img *snapshot.Image, block int64) (man
 	}
 	leaf, err := d.leaf(ctx, img, at)
 	if err != nil {
-		return manifest.Ref{}, fmt.Errorf("find block %d: %w", block, err)
+		return manifest.Ref{}, &blockError{doing: "find", block: block, index: true, err: err}
 	}
 	if i := int(block % manifest.LeafBlocks); i < leaf.Len() {
 		return leaf.Ref(i), nil

@@ -27,6 +27,7 @@ type census struct {
 	mu     sync.Mutex // guards the fields below
 	blocks int64
 	due    time.Time     // of the next count
+	stale  bool          // the one under way began too early
 	done   chan struct{} // closed when the one under way has ended; nil if none is
 }
 
@@ -56,6 +57,7 @@ func (d *Device) beginCensus() <-chan struct{} {
 		return c.done
 	}
 	done := make(chan struct{})
+	c.stale = false
 	if d.work.start(func(ctx context.Context) { d.takeCensus(ctx, done) }) {
 		c.done = done
 	}
@@ -73,7 +75,7 @@ func (d *Device) takeCensus(ctx context.Context, done chan<- struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.done = nil
-	if took := time.Since(begin); took > censusQuick {
+	if took := time.Since(begin); took > censusQuick && !c.stale {
 		c.due = time.Now().Add(censusShare * took)
 	}
 	if err == nil {
@@ -114,5 +116,5 @@ func (d *Device) countHydrated(ctx context.Context) (int64, error) {
 func (d *Device) Recount() {
 	d.census.mu.Lock()
 	defer d.census.mu.Unlock()
-	d.census.due = time.Time{}
+	d.census.due, d.census.stale = time.Time{}, true
 }

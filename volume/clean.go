@@ -3,9 +3,9 @@ package volume
 import (
 	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/internal/vfs"
 )
 
 // place returns the layer in which this host keeps a block's clean bytes, and
@@ -82,11 +82,19 @@ func (d *Device) keep(v *view, block int64, data []byte) error {
 	return layer.WriteBlock(block, data)
 }
 
-// keepOrLog is keep for reads, which have their bytes already. A disk that is
-// full is no reason to fail them, nor news.
+// keepOrLog is keep for reads, which have their bytes already. It evicts what was
+// used less recently to make room. That there is none is no reason to fail them,
+// nor news.
 func (d *Device) keepOrLog(v *view, block int64, data []byte) {
-	err := d.keep(v, block, data)
-	if err != nil && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	n := int64(d.geometry.BlockLen(block))
+	err := d.host.Budget.admit(n, true)
+	if err == nil {
+		defer d.host.Budget.done(n)
+		layer, _ := d.place(block)
+		_ = layer.Use(block) // there is such a block
+		err = d.host.Budget.despiteFull(n, own, func() error { return d.keep(v, block, data) })
+	}
+	if err != nil && !errors.Is(err, ErrFull) && !vfs.IsFull(err) {
 		err = fmt.Errorf("could not cache block %d, which will be fetched again: %w", block, err)
 		if d.stats.note(err) {
 			d.host.Log.Warn("caching failed", "device", d.name, "error", err)

@@ -98,7 +98,7 @@ func (v *Volume) finishLater(outcome manifest.Outcome, err error) {
 func (v *Volume) seal() error {
 	v.newest++
 	dir := layerDir(v.dir, v.newest)
-	layer, err := cache.CreateWriteLayer(v.host.FS, dir, v.geometry.Size, v.host.Boot)
+	layer, err := cache.CreateWriteLayer(v.host.mustKeep(), dir, v.geometry.Size, v.host.Boot)
 	if err != nil {
 		return errors.Join(fmt.Errorf("open a new write layer: %w", err), cache.RemoveWriteLayer(v.host.FS, dir))
 	}

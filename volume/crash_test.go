@@ -82,7 +82,7 @@ func newDrill(t testing.TB, seed uint64, s scene) *drill {
 		}
 	}
 	if s.noRoom {
-		d.v.host.Room = func() error { return errInjected }
+		d.setLimit(1)
 	}
 	w.must(d.v.Sync(w.ctx))
 	return d
@@ -195,7 +195,7 @@ func (d *drill) dies() {
 
 func (d *drill) restart(s scene, power bool) {
 	d.store.Heal()
-	d.host.Room = nil
+	d.setLimit(noLimit)
 	if power {
 		d.powerCut()
 	} else {
@@ -305,7 +305,7 @@ func TestRequestFailureLosesNothing(t *testing.T) {
 						t.Fatalf("an aborted snapshot succeeded")
 					}
 					d.store.Heal()
-					d.host.Room = nil
+					d.setLimit(noLimit)
 					d.check(fmt.Sprintf("request %d failed", step))
 					return failed
 				})

@@ -67,7 +67,7 @@ func checkSize(size int64, blank bool) error {
 // the pin, somebody finds the volume to which it belongs.
 func (h *Host) beginCreate(r *Record) (lock io.Closer, err error) {
 	dir := Dir(h.State, r.ID)
-	if err := h.FS.MkdirAll(layersDir(dir), 0o700); err != nil {
+	if err := h.mustKeep().MkdirAll(layersDir(dir), 0o700); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -78,7 +78,7 @@ func (h *Host) beginCreate(r *Record) (lock io.Closer, err error) {
 	if lock, err = h.lockVolume(r.ID); err != nil {
 		return nil, err
 	}
-	err = r.save(h.FS, dir)
+	err = r.save(h.mustKeep(), dir)
 	if err == nil {
 		err = h.FS.SyncDir(VolumesDir(h.State))
 	}
@@ -100,7 +100,7 @@ func (h *Host) create(ctx context.Context, r *Record) error {
 		return err
 	}
 	dir := Dir(h.State, r.ID)
-	layer, err := cache.CreateWriteLayer(h.FS, layerDir(dir, 1), r.Size, h.Boot)
+	layer, err := cache.CreateWriteLayer(h.mustKeep(), layerDir(dir, 1), r.Size, h.Boot)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (h *Host) create(ctx context.Context, r *Record) error {
 		return err
 	}
 	r.Layers, r.Creating = []int64{1}, false
-	return r.save(h.FS, dir)
+	return r.save(h.mustKeep(), dir)
 }
 
 func (h *Host) createBlank(ctx context.Context, r *Record) error {
@@ -136,7 +136,7 @@ func (h *Host) createFrom(ctx context.Context, r *Record) error {
 	}
 	r.BlockSize, r.BaseSize, r.Lineage = g.BlockSize, g.Size, img.ID().Lineage
 	r.RootHash = manifest.HexHash(img.Root.Hash())
-	return saveRoot(h.FS, Dir(h.State, r.ID), img.Root)
+	return saveRoot(h.mustKeep(), Dir(h.State, r.ID), img.Root)
 }
 
 // undoCreate removes a half-made volume. Its pin may stand even if making it

@@ -83,7 +83,9 @@ func (c *cut) readBlock(ctx context.Context, block int64, p []byte) error {
 	if !c.seals(c.view, block) {
 		return nil
 	}
-	if !isZero(p) && c.host.hasRoom() {
+	n := int64(c.geometry.BlockLen(block))
+	if !isZero(p) && c.host.Budget.admit(n, false) == nil {
+		defer c.host.Budget.done(n)
 		if err := c.writes.clean.WriteBlock(block, p); err == nil {
 			return nil
 		}

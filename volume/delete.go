@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 )
@@ -40,7 +42,15 @@ func (h *Host) delete(ctx context.Context, id manifest.VolumeID) error {
 	}
 	// Rule: nobody opens a volume whose pins are going, or gone.
 	r.Deleting = true
-	if err := r.save(h.FS, Dir(h.State, id)); err != nil {
+	err = r.save(h.mustKeep(), Dir(h.State, id))
+	if vfs.IsFull(err) {
+		// What is clean of the volume itself is locked against other evictors.
+		err = cache.RemoveClean(h.FS, cleanDir(Dir(h.State, id)))
+		if err == nil {
+			err = r.save(h.mustKeep(), Dir(h.State, id))
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if err := h.release(ctx, &r); err != nil {

@@ -35,7 +35,11 @@ type Device struct {
 	work    *work
 	flights flights
 	census  census
-	stats   counters
+
+	// What the host's budget may evict from; opened says that the view is set.
+	shared []*evictable
+	opened atomic.Bool
+	stats  counters
 
 	// buffers of MaxBlockSize, for the hydrator and for merging back.
 	buffers sync.Pool
@@ -63,6 +67,7 @@ func (h *Host) OpenSnapshot(ctx context.Context, img *snapshot.Image) (*Device, 
 		return nil, err
 	}
 	d.view.view = newView(nil, nil, img)
+	d.shareBase()
 	return d, nil
 }
 
@@ -82,6 +87,7 @@ func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.Line
 // ended.
 func (d *Device) Close() error {
 	d.work.stop()
+	d.unshare()
 	if d.base == nil {
 		return nil
 	}
@@ -131,7 +137,9 @@ func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 		var err error
 		switch state {
 		case cache.Data:
-			err = layer.ReadAt(part, off)
+			if err = layer.ReadAt(part, off); err != nil {
+				d.stats.note(err) // which bytes are bad, and where, is of interest
+			}
 		case cache.Zero:
 			clear(part)
 		default:

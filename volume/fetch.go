@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 )
@@ -57,7 +58,7 @@ type flights struct {
 }
 
 // errDeadline is the cause of reads given up after Host.ReadDeadline.
-var errDeadline = errors.New("the store did not answer within the read deadline")
+var errDeadline = fmt.Errorf("the store did not answer within the read deadline: %w", blockstore.ErrUnavailable)
 
 // readMissing fills pieces from the store, ascending by block. Blocks of one
 // pack come in one request.
@@ -216,7 +217,7 @@ func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int
 // The flight stays in the table until the block is there, so that no reader
 // falls between the two and fetches again.
 func (d *Device) land(v *view, block int64, f *flight, data []byte) {
-	d.stats.heal()
+	d.stats.heal(block)
 	f.data = data
 	close(f.done)
 	d.keepOrLog(v, block, data)
@@ -230,7 +231,7 @@ func (d *Device) abort(v *view, block int64, f *flight, err error) {
 	d.flights.mu.Lock()
 	delete(d.flights.table, flightKey{v.image, block})
 	d.flights.mu.Unlock()
-	f.err = fmt.Errorf("fetch block %d: %w", block, err)
+	f.err = &blockError{doing: "fetch", block: block, err: err}
 	close(f.done)
 }
 

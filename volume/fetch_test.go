@@ -244,10 +244,13 @@ func TestCorruptPackIsAnErrorAndNeverCached(t *testing.T) {
 			if has, err := v.base.Has(0); has || err != nil {
 				t.Errorf("the corrupt block is cached: %t, %v", has, err)
 			}
+			if stats := v.Stats(); len(stats.Errors) == 0 {
+				t.Error("the status tells nothing of it")
+			}
 			w.store.Heal()
 			w.equal(v.Device, data, "healed")
-			if stats := v.Stats(); len(stats.Errors) == 0 {
-				t.Error("the status has forgotten that data was corrupt")
+			if stats := v.Stats(); len(stats.Errors) != 0 {
+				t.Errorf("healed, the status tells %v", stats.Errors)
 			}
 			w.must(v.Close())
 		})

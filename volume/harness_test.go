@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,7 @@ type world struct {
 	crash *vfs.Crash             // nil if the host is on the real filesystem
 	host  *Host
 	boots int
+	limit int64     // on the clean bytes of the host, in bytes; 0: by the space that is free
 	lived []*Device // of the running process
 }
 
@@ -80,6 +82,7 @@ func (w *world) begin(fs vfs.FS, state string) {
 		Demand: w.store, Background: w.store, ReadDeadline: 20 * time.Second,
 		Log: slog.New(slog.DiscardHandler),
 	}
+	w.limit = noLimit
 	w.start()
 }
 
@@ -92,6 +95,7 @@ func (w *world) start() {
 	}
 	host := *w.host
 	host.Leaves, host.Store = leaves, snapshot.New(w.store)
+	host.Budget = NewBudget(host.FS, host.State, w.limit, host.Log)
 	w.host, w.lived = &host, nil
 }
 
@@ -120,6 +124,21 @@ func (w *world) powerCut() {
 	w.boots++
 	w.host.Boot = fmt.Sprintf("boot-%d", w.boots)
 	w.start()
+}
+
+// setLimit bounds the clean bytes of the host from now on; 0 leaves a tenth of the
+// disk free, noLimit takes the bound away.
+func (w *world) setLimit(limit int64) {
+	w.limit = limit
+	w.host.Budget.setLimit(limit)
+}
+
+const noLimit = math.MaxInt64 / 4
+
+func (b *Budget) setLimit(limit int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit, b.measured = limit, time.Time{}
 }
 
 // must ends the test if a step of it that is beside its point failed.
@@ -248,7 +267,7 @@ func (w *world) equalSnapshot(id manifest.SnapshotID, want []byte, what string) 
 	w.must(err)
 	defer leaves.Close()
 	elsewhere := *here
-	elsewhere.FS, elsewhere.State, elsewhere.Leaves = vfs.NewCrash(0), "/", leaves
+	elsewhere.FS, elsewhere.State, elsewhere.Leaves, elsewhere.Budget = vfs.NewCrash(0), "/", leaves, nil
 	w.host = &elsewhere
 	d, closeIt := w.mount(id)
 	defer closeIt()

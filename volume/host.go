@@ -37,9 +37,9 @@ type Host struct {
 	// before it fails with EIO; more than 0.
 	ReadDeadline time.Duration
 
-	// Room returns an error when no more clean bytes should be cached in the
-	// background; nil never does.
-	Room func() error
+	// Budget bounds the clean bytes, and evicts some when the disk is full; nil does
+	// neither. It is this process's own.
+	Budget *Budget
 
 	Log *slog.Logger
 }
@@ -64,10 +64,13 @@ func Dir(state string, id manifest.VolumeID) string {
 // SessionsDir is the folder of the read-only sessions of a state directory.
 func SessionsDir(state string) string { return filepath.Join(state, "mounts") }
 
+// basesDir is the folder of all bases of a state directory, those of each store in
+// one of their own.
+func basesDir(state string) string { return filepath.Join(state, "bases") }
+
 func (h *Host) baseDir(storeID string, id manifest.SnapshotID) string {
-	return filepath.Join(h.State, "bases", storeID, id.String())
+	return filepath.Join(basesDir(h.State), storeID, id.String())
 }
 
-// hasRoom reports whether the host may cache more clean bytes in the
-// background.
-func (h *Host) hasRoom() bool { return h.Room == nil || h.Room() == nil }
+// cleanDir is the folder of a volume's own clean layer.
+func cleanDir(dir string) string { return filepath.Join(dir, "clean") }

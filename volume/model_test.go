@@ -53,7 +53,6 @@ type simulation struct {
 	snapshots map[manifest.SnapshotID][]byte // committed, not deleted
 	cuts      map[manifest.SnapshotID][]byte // attempts of which we do not know what became
 	seed      uint64
-	full      bool // no more clean bytes may be cached in the background
 	trace     []string
 }
 
@@ -65,12 +64,6 @@ func simulate(t tester, seed uint64, steps int, pick func(what string, n int) in
 		snapshots: make(map[manifest.SnapshotID][]byte), cuts: make(map[manifest.SnapshotID][]byte),
 	}
 	s.tester = tracing{t, &s.trace}
-	s.host.Room = func() error {
-		if s.full {
-			return errInjected
-		}
-		return nil
-	}
 	defer func() { s.abandon() }() // the process that lives then
 	s.addVolume(nil)
 	for range steps {

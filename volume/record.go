@@ -60,6 +60,11 @@ type Record struct {
 	// Unpin are snapshots that the volume no longer reads through and whose
 	// pins it has yet to remove.
 	Unpin []manifest.SnapshotID `json:"unpin,omitempty"`
+
+	// Checksum, in the file alone, is the CRC32C of the record's encoding without
+	// it; 0: unknown. With one bit flipped a record may be another valid one, of a
+	// volume without a root, for instance, which reads as zeros.
+	Checksum uint32 `json:"crc32c,omitempty"`
 }
 
 // Pending is the attempt to snapshot the sealed layer.
@@ -112,6 +117,12 @@ func decodeRecord(data []byte) (Record, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return r, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 	}
+	if sum := r.Checksum; sum != 0 {
+		r.Checksum = 0
+		if encoded, err := r.encode(); err != nil || manifest.Checksum(encoded) != sum {
+			return r, fmt.Errorf("%w: it does not have its checksum", manifest.ErrCorrupt)
+		}
+	}
 	if r.Creating {
 		return r, nil
 	}
@@ -126,8 +137,13 @@ func decodeRecord(data []byte) (Record, error) {
 
 // save replaces the record durably.
 func (r *Record) save(fsys vfs.FS, dir string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
+	summed := *r
+	data, err := summed.encode()
 	if err != nil {
+		return err
+	}
+	summed.Checksum = manifest.Checksum(data)
+	if data, err = summed.encode(); err != nil {
 		return err
 	}
 	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, recordName), append(data, '\n')); err != nil {
@@ -135,6 +151,8 @@ func (r *Record) save(fsys vfs.FS, dir string) error {
 	}
 	return nil
 }
+
+func (r *Record) encode() ([]byte, error) { return json.MarshalIndent(r, "", "  ") }
 
 // clone returns a copy that shares nothing which may change.
 func (r *Record) clone() Record {

@@ -88,7 +88,7 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 	if err != nil {
 		return err
 	}
-	if err := saveRoot(v.host.FS, v.dir, image.Root); err != nil {
+	if err := saveRoot(v.host.mustKeep(), v.dir, image.Root); err != nil {
 		return err
 	}
 	now := v.view.acquire()

@@ -186,15 +186,20 @@ func (s *simulation) resolveCuts() {
 	}
 }
 
+// fillUp changes how many clean bytes the host may have: none, some blocks, or any.
 func (s *simulation) fillUp(*model) {
-	s.full = !s.full
-	s.note("full: %t", s.full)
+	limit := int64(noLimit)
+	if blocks := s.pick("limit", 8); blocks < 6 {
+		limit = 1 + int64(blocks)*blockSize
+	}
+	s.setLimit(limit)
+	s.note("limit: %d", limit)
 }
 
 func (s *simulation) warm(m *model) {
 	s.note("%s hydrate", m.id)
 	err := s.hydrate(m.v.Device)
-	if s.full && errors.Is(err, ErrFull) {
+	if s.limit != noLimit && errors.Is(err, ErrFull) {
 		return
 	}
 	s.must(err)

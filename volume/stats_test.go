@@ -59,25 +59,25 @@ func TestProblemsAreBoundedAndPass(t *testing.T) {
 	}
 	c.note(fmt.Errorf("store: %w", blockstore.ErrUnavailable))
 	c.note(errDeadline)
-	c.heal()
+	c.note(fmt.Errorf("read: %w", &blockError{block: 3, err: blockstore.ErrDenied}))
+	c.note(fmt.Errorf("read: %w", &blockError{block: 4, err: blockstore.ErrCorrupt}))
+	c.note(fmt.Errorf("read: %w", &blockError{block: 5, err: blockstore.ErrCorrupt}))
+	c.heal(4)
 	for _, p := range c.problems {
-		if p.passing {
+		if p.passing || p.of != nil && p.of.block == 4 {
 			t.Errorf("%q is not over", p.Message)
 		}
 	}
-	if len(c.problems) != maxProblems-2 {
-		t.Errorf("%d problems are left", len(c.problems))
+	if n := len(c.problems); n != maxProblems-4 || c.problems[n-1].of.block != 5 {
+		t.Errorf("left: %v", c.problems)
 	}
 }
 
 func TestFullCacheStopsHydrationAndNothingElse(t *testing.T) {
 	w := newRealWorld(t)
-	full := errors.New("no room")
-	room := error(nil)
-	w.host.Room = func() error { return room }
 	v, data := newRestored(w, 3)
-	room = full
-	if err := w.hydrate(v.Device); !errors.Is(err, ErrFull) || !errors.Is(err, full) {
+	w.setLimit(1)
+	if err := w.hydrate(v.Device); !errors.Is(err, ErrFull) || !errors.Is(err, errNoRoom) {
 		t.Errorf("hydrate: %v, want ErrFull", err)
 	}
 	w.equal(v.Device, data, "volume")
@@ -89,7 +89,7 @@ func TestFullCacheStopsHydrationAndNothingElse(t *testing.T) {
 	}
 	w.equalSnapshot(id, data, "snapshot")
 	w.equal(v.Device, data, "volume after it")
-	room = nil
+	w.setLimit(noLimit)
 	w.must(w.hydrate(v.Device))
 	w.must(v.Close())
 }

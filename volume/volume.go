@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lazyvol/lazyvol/cache"
 	"github.com/lazyvol/lazyvol/internal/vfs"
@@ -74,6 +75,11 @@ func (h *Host) OpenVolume(id manifest.VolumeID) (_ *Volume, err error) {
 	case r.Deleting:
 		return nil, errors.New("its deletion was interrupted; delete it again")
 	}
+	// Rule: the record is durable before what it does not name is removed. Its
+	// owner may have died, or failed, before it was.
+	if err := h.FS.SyncDir(dir); err != nil {
+		return nil, err
+	}
 	if err := h.removeLeftovers(dir, &r); err != nil {
 		return nil, err
 	}
@@ -91,7 +97,10 @@ const lockName = "lock"
 
 // lockVolume locks a volume's folder, which exists, for this process alone.
 func (h *Host) lockVolume(id manifest.VolumeID) (io.Closer, error) {
-	lock, err := h.FS.Lock(filepath.Join(Dir(h.State, id), lockName), true)
+	lock, err := h.mustKeep().Lock(filepath.Join(Dir(h.State, id), lockName), true)
+	if errors.Is(err, vfs.ErrLocked) {
+		lock, err = h.lockUnevicted(filepath.Join(Dir(h.State, id), lockName))
+	}
 	switch {
 	case errors.Is(err, vfs.ErrLocked):
 		return nil, fmt.Errorf("%w: %s is mounted, or a command is working on it", ErrInUse, id)
@@ -103,29 +112,49 @@ func (h *Host) lockVolume(id manifest.VolumeID) (io.Closer, error) {
 	return lock, nil
 }
 
+// lockUnevicted takes a lock that may be held only by an evictor, for a moment: it
+// tries while no evictor is at work.
+func (h *Host) lockUnevicted(name string) (lock io.Closer, err error) {
+	for end := time.Now().Add(removalPatience); ; time.Sleep(evictorPoll) {
+		none, err := h.mustKeep().Lock(filepath.Join(h.State, evictorName), false)
+		if err == nil {
+			lock, err := h.mustKeep().Lock(name, true)
+			return lock, errors.Join(err, none.Close())
+		}
+		if !errors.Is(err, vfs.ErrLocked) || time.Now().After(end) {
+			return nil, err
+		}
+	}
+}
+
 // openDevice opens all that a record names.
 func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 	d := h.newDevice(string(r.ID), r.geometry(), r.Lineage)
 	var opened []io.Closer
 	defer func() {
 		if err != nil {
+			d.unshare()
 			for _, c := range slices.Backward(opened) {
 				err = errors.Join(err, c.Close())
 			}
 		}
 	}()
+	// What is clean comes first, so that it can be evicted if the rest finds the
+	// disk full.
+	d.writes, err = openWrites(h, dir, r.geometry())
+	if err != nil {
+		return nil, err
+	}
+	opened = append(opened, d.writes)
+	d.shareWrites()
 	if r.Base != nil {
 		d.base, err = h.openBase(r.StoreID, *r.Base, manifest.Geometry{Size: r.BaseSize, BlockSize: r.BlockSize})
 		if err != nil {
 			return nil, err
 		}
 		opened = append(opened, d.base)
+		d.shareBase()
 	}
-	d.writes, err = openWrites(h, dir, r.geometry())
-	if err != nil {
-		return nil, err
-	}
-	opened = append(opened, d.writes)
 
 	var image *snapshot.Image
 	if r.Root != nil {
@@ -137,7 +166,7 @@ func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 	}
 	var layers [2]*cache.WriteLayer // open, sealed
 	for i, n := range slices.Backward(r.Layers) {
-		layer, err := cache.OpenWriteLayer(h.FS, layerDir(dir, n), r.Size, h.Boot)
+		layer, err := cache.OpenWriteLayer(h.mustKeep(), layerDir(dir, n), r.Size, h.Boot)
 		if err != nil {
 			return nil, err
 		}
@@ -145,6 +174,7 @@ func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 		opened = append(opened, layer)
 	}
 	d.view.view = newView(layers[0], layers[1], image)
+	d.opened.Store(true)
 	return d, nil
 }
 
@@ -195,7 +225,7 @@ func (v *Volume) update(change func(r *Record)) error {
 	defer v.mu.Unlock()
 	r := v.record.clone()
 	change(&r)
-	if err := r.save(v.host.FS, v.dir); err != nil {
+	if err := r.save(v.host.mustKeep(), v.dir); err != nil {
 		return err
 	}
 	v.record = r
@@ -232,6 +262,7 @@ func (v *Volume) Close() error {
 	v.closed = true
 	err := v.Sync(context.Background())
 	v.work.stop()
+	v.unshare()
 	now := v.view.acquire()
 	defer now.release()
 	err = errors.Join(err, now.open.Close())

@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 
+	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
-
-// ErrFull: this host may cache no more clean bytes.
-var ErrFull = errors.New("the cache is full")
 
 // Plan returns the runs of blocks that this host lacks in the first leaf at or
 // after the given one in which the root has data, and the leaf to go on with;
@@ -83,11 +80,6 @@ func (d *Device) Warm(ctx context.Context, blocks []int64) error {
 }
 
 func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
-	if d.host.Room != nil {
-		if err := d.host.Room(); err != nil {
-			return fmt.Errorf("%w: %w", ErrFull, err)
-		}
-	}
 	if v.image == nil {
 		return nil
 	}
@@ -96,12 +88,21 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 	}
 	runs, err := d.lacking(ctx, v, blocks)
 	for _, run := range runs {
-		if runErr := d.warmRun(ctx, v, run); err == nil {
-			err = runErr
+		fitting, full := d.host.Budget.admitSome(len(run.Blocks), int64(d.geometry.BlockSize), false)
+		if fitting > 0 {
+			run.Blocks, run.Refs = run.Blocks[:fitting], run.Refs[:fitting]
+			if runErr := d.warmRun(ctx, v, run); err == nil {
+				err = runErr
+			}
+		}
+		if full != nil {
+			d.Recount() // for a while nothing will change
+			return errors.Join(full, err)
 		}
 	}
 	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case vfs.IsFull(err):
+		d.Recount()
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	case err != nil && ctx.Err() == nil:
 		d.stats.note(err)
@@ -109,19 +110,23 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 	return err
 }
 
-// warmRun fetches and keeps the blocks of one run.
+// warmRun fetches and keeps the blocks of one run, which were admitted.
 func (d *Device) warmRun(ctx context.Context, v *view, run manifest.Run) error {
 	buffer := d.buffers.Get().(*[]byte)
 	defer d.buffers.Put(buffer)
 	block := (*buffer)[:d.geometry.BlockSize]
+	admitted := int64(len(run.Blocks))
+	defer func() { d.host.Budget.done(admitted * int64(d.geometry.BlockSize)) }()
 	var failed error
 	d.fetchQuietly(ctx, run.Refs, block, func(i int, err error) {
+		admitted--
+		defer d.host.Budget.done(int64(d.geometry.BlockSize))
 		if err == nil {
-			d.stats.heal()
+			d.stats.heal(run.Blocks[i])
 			err = d.keep(v, run.Blocks[i], block)
 		}
 		if err != nil && failed == nil {
-			failed = fmt.Errorf("hydrate block %d: %w", run.Blocks[i], err)
+			failed = &blockError{doing: "hydrate", block: run.Blocks[i], err: err}
 		}
 	})
 	return failed

@@ -24,6 +24,7 @@ const (
 
 // writes is what makes a device writable.
 type writes struct {
+	dir      string       // of all these
 	clean    *cache.Clean // this volume's own clean blocks
 	leaves   *cache.IndexFile
 	diverged *cache.Diverged
@@ -39,19 +40,26 @@ type writes struct {
 }
 
 func openWrites(h *Host, dir string, g manifest.Geometry) (*writes, error) {
-	clean := filepath.Join(dir, "clean")
-	if err := h.FS.MkdirAll(clean, 0o700); err != nil {
+	clean := cleanDir(dir)
+	if err := h.mustKeep().MkdirAll(clean, 0o700); err != nil {
 		return nil, err
 	}
-	w := &writes{}
+	h.noteOpened(clean)
+	w := &writes{dir: clean}
 	var err error
-	if w.clean, err = cache.OpenClean(h.FS, clean, g); err != nil {
+	if w.clean, err = h.openClean(clean, g); err != nil {
 		return nil, err
 	}
-	if w.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(clean, "index"), g); err != nil {
-		return nil, errors.Join(err, w.Close())
+	// Rule: the names are durable before anything is written to the layer. An
+	// evictor may have removed an older layer under these names, and a power cut
+	// must not bring that back over what is written from now on.
+	if err := h.FS.SyncDir(clean); err != nil {
+		return nil, errors.Join(err, w.clean.Close())
 	}
-	if w.diverged, err = cache.LoadDiverged(h.FS, filepath.Join(clean, "diverged"), g.Blocks()); err != nil {
+	if w.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(clean, "index"), g); err != nil {
+		return nil, errors.Join(err, w.clean.Close())
+	}
+	if w.diverged, err = cache.LoadDiverged(h.mustKeep(), filepath.Join(clean, "diverged"), g.Blocks()); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil

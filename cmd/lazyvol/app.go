@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/cache"
@@ -191,7 +190,8 @@ func openError(err error) error {
 	return usageError{err}
 }
 
-// host wires the devices of this process to their store.
+// host wires the devices of this process to their store. Clean bytes leave a tenth of
+// the filesystem free.
 func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*volume.Host, error) {
 	if err := os.MkdirAll(a.state, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
@@ -211,7 +211,7 @@ func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*vol
 	return &volume.Host{
 		FS: vfs.OS(), State: a.state, Store: store.Store, Name: hostname(), Boot: boot, Leaves: leaves,
 		Demand: limited(demandRequests), Background: limited(backgroundRequests),
-		ReadDeadline: deadline, Log: log, Room: a.room(0),
+		ReadDeadline: deadline, Log: log, Budget: volume.NewBudget(vfs.OS(), a.state, 0, log),
 	}, nil
 }
 
@@ -222,58 +222,6 @@ func hostname() string {
 		return "unknown"
 	}
 	return name
-}
-
-// reserve is the share of the state directory's filesystem that clean bytes
-// leave free: a tenth.
-const reserve = 10
-
-// room returns a check whether more clean bytes may be cached: the filesystem
-// keeps its reserve, and with a limit, in bytes, the host's clean layers stay
-// below it.
-func (a *app) room(limit int64) func() error {
-	return func() error {
-		var st unix.Statfs_t
-		if err := unix.Statfs(a.state, &st); err != nil {
-			return fmt.Errorf("look for free space in %s: %w", a.state, err)
-		}
-		if st.Bavail < st.Blocks/reserve {
-			return fmt.Errorf("the filesystem of %s has less than a tenth of its space free", a.state)
-		}
-		if limit > 0 {
-			used, err := a.cleanBytes()
-			if err != nil {
-				return err
-			}
-			if used >= limit {
-				return fmt.Errorf("%d bytes are cached, of %d allowed by --cache-size", used, limit)
-			}
-		}
-		return nil
-	}
-}
-
-// cleanBytes returns the disk space of all clean layers of the host.
-func (a *app) cleanBytes() (int64, error) {
-	total := int64(0)
-	for _, pattern := range []string{"bases/*/*/data", "volumes/*/clean/data"} {
-		files, err := filepath.Glob(filepath.Join(a.state, pattern))
-		if err != nil {
-			return 0, err
-		}
-		for _, file := range files {
-			var st unix.Stat_t
-			err := unix.Stat(file, &st)
-			if errors.Is(err, unix.ENOENT) {
-				continue // deleted meanwhile
-			}
-			if err != nil {
-				return 0, fmt.Errorf("measure %s: %w", file, err)
-			}
-			total += st.Blocks * 512
-		}
-	}
-	return total, nil
 }
 
 func (a *app) initCommand() *cobra.Command {

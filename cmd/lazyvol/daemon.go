@@ -129,8 +129,9 @@ func (d *daemon) settle(ctx context.Context) {
 	}
 }
 
-// hydrate fetches everything in the background. Of several daemons that share
-// a base one does it, and the next takes over when that one ends.
+// hydrate fetches everything in the background, and again what was evicted after
+// that. Of several daemons that share a base one does it, and the next takes over
+// when that one ends.
 func (d *daemon) hydrate(ctx context.Context) {
 	const pause = 2 * time.Second
 	for {
@@ -142,10 +143,14 @@ func (d *daemon) hydrate(ctx context.Context) {
 		case err == nil:
 			err = d.hydrator.Run(ctx)
 			err = errors.Join(err, lock.Close())
-			if err != nil && ctx.Err() == nil {
-				d.log.Error("the hydrator failed", "error", err)
+			if err != nil {
+				if ctx.Err() == nil {
+					d.log.Error("the hydrator failed", "error", err)
+				}
+				return
 			}
-			return
+			d.awaitEviction(ctx, pause)
+			continue
 		case !errors.Is(err, vfs.ErrLocked):
 			d.log.Error("the hydrator failed", "error", err)
 			return
@@ -157,6 +162,28 @@ func (d *daemon) hydrate(ctx context.Context) {
 		case <-time.After(pause):
 			d.device.Recount()
 		}
+	}
+}
+
+// awaitEviction returns when the device, all of which was cached, may lack something
+// again: blocks were evicted, whoever did, or it has another root. A look costs a few
+// system calls, and there is one in each pause.
+func (d *daemon) awaitEviction(ctx context.Context, pause time.Duration) {
+	root, most := d.device.Cached()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.resumed:
+			return
+		case <-time.After(pause):
+		}
+		now, bytes := d.device.Cached()
+		if now != root || bytes < most {
+			d.device.Recount()
+			return
+		}
+		most = bytes
 	}
 }
 

@@ -123,17 +123,24 @@ func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
 		defer close(done)
 		for watch.Err() == nil {
 			bar.set(v.Stats().HydratedBytes)
+			if h.Progress().State == hydrate.CacheFull { // and nobody to make room in sight
+				stop()
+			}
 			select {
 			case <-watch.Done():
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
 	}()
-	err = h.Run(ctx)
+	err = h.Run(watch)
+	full := h.Progress().State == hydrate.CacheFull
 	stop()
 	<-done
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case full:
+		return v.Full()
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func (f *mountFlags) register(c *cobra.Command) {
 	flags.BoolVar(&f.noHydrate, "no-hydrate", false, "fetch only what is read ('lazyvol hydrate --resume' begins later)")
 	flags.Var(&f.hydrateRate, "hydrate-rate", "fetch at most so many bytes a second in the background, as 100MiB")
 	flags.DurationVar(&f.readDeadline, "read-deadline", defaultReadDeadline, "how long a read waits for the store before it fails")
-	flags.Var(&f.cacheSize, "cache-size", "keep at most so many clean bytes on this host (default: leave a tenth of the filesystem free)")
+	flags.Var(&f.cacheSize, "cache-size", "keep at most so many `bytes` on this host that the store has too, of all volumes and mounts together: what was used least recently goes first (default: leave a tenth of the filesystem free)")
 	flags.BoolVar(&f.allowOther, "allow-other", false, "let other users in")
 	flags.Uint32Var(&f.uid, "uid", 0, "owner of the file")
 	flags.Uint32Var(&f.gid, "gid", 0, "group of the file")
@@ -125,6 +125,9 @@ func (a *app) globalArgs() []string {
 
 // mountHere mounts target and serves it in this process.
 func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) error {
+	if err := becomeFlusher(prctl, unix.Exec); err != nil {
+		a.log().Debug("the kernel may make the daemon wait for what only it can write", "error", err)
+	}
 	ready, err := newReadiness()
 	if err != nil {
 		return err
@@ -195,7 +198,7 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 	if err != nil {
 		return err
 	}
-	host.Room = a.room(int64(f.cacheSize))
+	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
 	device, err := host.OpenSnapshot(ctx, img)
 	if err != nil {
 		return err
@@ -236,7 +239,7 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 	if err != nil {
 		return nil, err
 	}
-	host.Room = a.room(int64(f.cacheSize))
+	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
 	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return nil, err

@@ -24,6 +24,10 @@ var ErrStopped = errors.New("simulated process has stopped")
 // some sectors and forgets about the others: like Linux, a later one does not try
 // them again.
 //
+// The disk has room for as many bytes as SetCapacity says. Files take it by the page
+// of 4096 bytes, and each file and folder takes one page besides; space is free again
+// once a hole is punched, or a file has neither a name nor a user.
+//
 // Renames across folders are not simulated. Paths are relative to a root that
 // exists, whether or not they begin with a slash.
 type Crash struct {
@@ -34,6 +38,9 @@ type Crash struct {
 	process int // handles of earlier ones are dead
 	locks   map[*crashNode]int
 	stopped bool
+
+	capacity int64 // in bytes; 0: without bounds
+	open     map[*crashFile]struct{}
 
 	calls   int
 	fault   int // calls until it happens; noFault or less: none
@@ -83,6 +90,7 @@ func NewCrash(seed uint64) *Crash {
 		rng:   rand.New(rand.NewPCG(seed, 0)),
 		root:  newCrashDir(),
 		locks: make(map[*crashNode]int),
+		open:  make(map[*crashFile]struct{}),
 		fault: noFault,
 	}
 }
@@ -156,6 +164,7 @@ func (c *Crash) restart() {
 	c.stopped = false
 	c.fault = noFault
 	clear(c.locks)
+	clear(c.open)
 }
 
 func (n *crashNode) powerCut(rng *rand.Rand) {

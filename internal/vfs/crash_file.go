@@ -13,16 +13,19 @@ import (
 // the map is a hole. Sectors are replaced, never changed.
 type file struct {
 	now, disk         map[int64]*[crashSector]byte
+	perPage           map[int64]int // how many sectors of a page are in now; none: not in the map
 	nowSize, diskSize int64
 	dirty             map[int64]struct{} // sectors of which a sync would write the state now
 	sizeDirty         bool
+	bad               map[int64]struct{} // sectors that cannot be read
 }
 
 func newFile() file {
 	return file{
-		now:   make(map[int64]*[crashSector]byte),
-		disk:  make(map[int64]*[crashSector]byte),
-		dirty: make(map[int64]struct{}),
+		now:     make(map[int64]*[crashSector]byte),
+		disk:    make(map[int64]*[crashSector]byte),
+		perPage: make(map[int64]int),
+		dirty:   make(map[int64]struct{}),
 	}
 }
 
@@ -48,6 +51,9 @@ func (f *file) read(p []byte, off int64) (n int, err error) {
 }
 
 func (f *file) write(p []byte, off int64) {
+	if len(p) == 0 {
+		return
+	}
 	if end := off + int64(len(p)); end > f.nowSize {
 		f.nowSize = end
 		f.sizeDirty = true
@@ -59,7 +65,7 @@ func (f *file) write(p []byte, off int64) {
 			*s = *old
 		}
 		n := copy(s[within:], p)
-		f.now[i] = s
+		f.put(i, s)
 		f.dirty[i] = struct{}{}
 		p = p[n:]
 		off += int64(n)
@@ -68,7 +74,7 @@ func (f *file) write(p []byte, off int64) {
 
 func (f *file) truncate(size int64) {
 	if size < f.nowSize {
-		f.zero(size, f.nowSize)
+		f.zero(size, (f.nowSize+crashSector-1)/crashSector*crashSector)
 	}
 	f.nowSize = size
 	f.sizeDirty = true
@@ -85,7 +91,7 @@ func (f *file) zero(off, end int64) {
 	first, last := (off+crashSector-1)/crashSector, end/crashSector
 	for i := range f.now {
 		if first <= i && i < last {
-			delete(f.now, i)
+			f.put(i, nil)
 			f.dirty[i] = struct{}{}
 		}
 	}
@@ -131,6 +137,7 @@ func (f *file) failSync(rng *rand.Rand) {
 func (f *file) powerCut(rng *rand.Rand) {
 	f.writeBackSome(rng)
 	f.now = maps.Clone(f.disk)
+	f.recount()
 	f.nowSize = 1 << 62 // past all sectors
 	f.truncate(f.diskSize)
 	f.sync()
@@ -142,16 +149,12 @@ func (f *file) seek(off int64, data bool) (int64, error) {
 	if off < 0 || off >= f.nowSize {
 		return 0, io.EOF
 	}
-	pages := make(map[int64]struct{})
-	for i := range f.now {
-		pages[i*crashSector/crashPage] = struct{}{}
-	}
 	if data {
-		if _, ok := pages[off/crashPage]; ok {
+		if f.perPage[off/crashPage] > 0 {
 			return off, nil
 		}
 		next := int64(-1)
-		for page := range pages {
+		for page := range f.perPage {
 			if at := page * crashPage; at > off && (next < 0 || at < next) {
 				next = at
 			}
@@ -162,7 +165,7 @@ func (f *file) seek(off int64, data bool) (int64, error) {
 		return next, nil
 	}
 	for {
-		if _, ok := pages[off/crashPage]; !ok || off >= f.nowSize {
+		if f.perPage[off/crashPage] == 0 || off >= f.nowSize {
 			return min(off, f.nowSize), nil
 		}
 		off = (off/crashPage + 1) * crashPage
@@ -224,6 +227,9 @@ func (f *crashFile) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, nil
 	}
 	err = f.call("read", func() (err error) {
+		if err := f.node.readable(off, int64(len(p))); err != nil {
+			return err
+		}
 		n, err = f.node.read(p, off)
 		return err
 	}, nothing)
@@ -232,15 +238,23 @@ func (f *crashFile) ReadAt(p []byte, off int64) (n int, err error) {
 
 func (f *crashFile) WriteAt(p []byte, off int64) (n int, err error) {
 	err = f.call("write", func() error {
-		n = len(p)
-		f.node.write(p, off)
+		n = int(f.node.fitting(off, int64(len(p)), f.fs.free()))
+		if err := f.node.replace(off, int64(n)); err != nil {
+			n = 0
+			return err
+		}
+		f.node.write(p[:n], off)
 		f.changed()
+		if n < len(p) {
+			return syscall.ENOSPC
+		}
 		return nil
 	}, func() {
 		// Not all of it. The kernel copies by the page, so no sector is written in
 		// part.
 		n = f.fs.rng.IntN(max(1, len(p)))
 		n = max(0, n-int((off+int64(n))%crashSector))
+		n = int(f.node.fitting(off, int64(n), f.fs.free()))
 		f.node.write(p[:n], off)
 	})
 	return n, err
@@ -282,6 +296,9 @@ func (f *crashFile) PunchHole(off, n int64) error {
 		if off < 0 || n <= 0 {
 			return syscall.EINVAL
 		}
+		if err := f.node.replace(off, min(n, f.node.nowSize-off)); err != nil {
+			return err
+		}
 		f.node.zero(off, min(off+n, f.node.nowSize))
 		f.changed()
 		return nil
@@ -312,5 +329,6 @@ func (f *crashFile) Close() error {
 		return &fs.PathError{Op: "close", Path: f.name, Err: fs.ErrClosed}
 	}
 	f.closed = true
+	delete(f.fs.open, f)
 	return nil
 }

@@ -58,9 +58,13 @@ func (d *crashDir) sync() {
 func (c *Crash) OpenFile(name string, flag int, _ fs.FileMode) (File, error) {
 	var f *crashFile
 	err := c.call("open", name, func() error {
-		node, err := c.open(name, flag)
+		node, err := c.openNode(name, flag)
+		if err != nil {
+			return err
+		}
 		f = &crashFile{fs: c, name: name, node: node, process: c.process}
-		return err
+		c.open[f] = struct{}{}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -68,7 +72,7 @@ func (c *Crash) OpenFile(name string, flag int, _ fs.FileMode) (File, error) {
 	return f, nil
 }
 
-func (c *Crash) open(name string, flag int) (*crashNode, error) {
+func (c *Crash) openNode(name string, flag int) (*crashNode, error) {
 	dir, err := c.lookupDir(filepath.Dir(name))
 	if err != nil {
 		return nil, err
@@ -79,6 +83,9 @@ func (c *Crash) open(name string, flag int) (*crashNode, error) {
 	case node == nil && flag&os.O_CREATE == 0:
 		return nil, fs.ErrNotExist
 	case node == nil:
+		if err := c.roomFor(1); err != nil {
+			return nil, err
+		}
 		node = &crashNode{file: newFile()}
 		c.change(dir, dirChange{name: base, node: node})
 	case node.dir != nil:
@@ -104,6 +111,9 @@ func (c *Crash) MkdirAll(name string, _ fs.FileMode) error {
 			}
 			next := n.dir.now[part]
 			if next == nil {
+				if err := c.roomFor(1); err != nil {
+					return err
+				}
 				next = newCrashDir()
 				c.change(n.dir, dirChange{name: part, node: next})
 			}
@@ -220,7 +230,7 @@ func (c *Crash) SyncDir(name string) error {
 func (c *Crash) Lock(name string, exclusive bool) (io.Closer, error) {
 	var l *crashLock
 	err := c.call("lock", name, func() error {
-		node, err := c.open(name, os.O_CREATE)
+		node, err := c.openNode(name, os.O_CREATE)
 		if err != nil {
 			return err
 		}

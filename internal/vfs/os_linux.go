@@ -74,6 +74,30 @@ func (osFS) Lock(name string, exclusive bool) (io.Closer, error) {
 	return nil, fmt.Errorf("lock %s: its file keeps being removed: %w", name, ErrLocked)
 }
 
+func (osFS) Space(name string) (total, free int64, err error) {
+	var st unix.Statfs_t
+	for {
+		if err = unix.Statfs(name, &st); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return 0, 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	return int64(st.Blocks) * st.Frsize, int64(st.Bavail) * st.Frsize, nil
+}
+
+// statBlock is the unit in which stat counts space, whatever the filesystem.
+const statBlock = 512
+
+func (osFS) Allocated(name string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return st.Blocks * statBlock, nil
+}
+
 // flock locks f and reports whether f is still the file that bears its name:
 // between open and flock another process may have removed it, and a lock on a
 // nameless file excludes nobody.

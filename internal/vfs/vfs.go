@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // ErrLocked is returned by [FS.Lock] when another holder has the lock.
@@ -47,6 +48,20 @@ type FS interface {
 	// of the process. Holding the lock means holding the file that bears the name
 	// now: a lock whose file was removed meanwhile is taken anew.
 	Lock(name string, exclusive bool) (io.Closer, error)
+
+	// Space returns how large the filesystem that holds the file or folder name is,
+	// and how much of it is free for whoever asks, in bytes.
+	Space(name string) (total, free int64, err error)
+
+	// Allocated returns how many bytes of space a file takes, holes left out, from
+	// the moment they were written. What describes the file itself is not counted.
+	Allocated(name string) (int64, error)
+}
+
+// IsFull reports whether a call failed for lack of space, of the filesystem or of a
+// quota: syscall.ENOSPC or syscall.EDQUOT.
+func IsFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // File is an open file. All methods but Close are safe for concurrent use;

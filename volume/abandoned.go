@@ -1,0 +1,80 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+// RemoveAbandoned removes the folders of volumes that have no record: those
+// whose Create was killed before it wrote one, and so before it pinned anything,
+// and those whose Delete was killed when the record was gone. A Create that is
+// just beginning may find its folder taken, and fails with ErrInUse or
+// ErrNotFound.
+func (h *Host) RemoveAbandoned() error {
+	names, err := h.FS.ReadDir(VolumesDir(h.State))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, name := range names {
+		id, err := manifest.ParseVolumeID(name)
+		if err != nil {
+			continue
+		}
+		if recorded, err := h.hasRecord(id); recorded || err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		lock, err := h.lockVolume(id)
+		if err != nil {
+			continue // somebody is at it, or it is gone
+		}
+		failed = errors.Join(failed, h.removeAbandoned(id), lock.Close())
+	}
+	return failed
+}
+
+func (h *Host) hasRecord(id manifest.VolumeID) (bool, error) {
+	_, err := ReadRecord(h.FS, h.State, id)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return true, err
+}
+
+// removeAbandoned removes a folder that is locked, unless it has a record by
+// now. The lock goes last, and not with the folder at one stroke: somebody who
+// makes the lock anew in between keeps the folder.
+func (h *Host) removeAbandoned(id manifest.VolumeID) error {
+	if recorded, err := h.hasRecord(id); recorded || err != nil {
+		return err
+	}
+	dir := Dir(h.State, id)
+	names, err := h.FS.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == lockName {
+			continue
+		}
+		if err := h.FS.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := h.FS.Remove(filepath.Join(dir, lockName)); err != nil {
+		return err
+	}
+	if err := h.FS.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -26,7 +24,7 @@ func (s *Store) List(ctx context.Context, all bool) ([]Description, error) {
 	}
 	found := make([]Description, len(ids))
 	damaged := make([]error, len(ids))
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	g.SetLimit(parallel)
 	for i, id := range ids {
 		g.Go(func() error {
@@ -53,7 +51,7 @@ func (s *Store) List(ctx context.Context, all bool) ([]Description, error) {
 // whose tags were changed.
 func (s *Store) listLive(ctx context.Context) (live []manifest.SnapshotID, changed map[manifest.SnapshotID]bool, err error) {
 	var begun, deleted map[manifest.SnapshotID]bool
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	for kind, ids := range map[string]*map[manifest.SnapshotID]bool{
 		manifest.KindIntents: &begun, manifest.KindTombstones: &deleted, manifest.KindMeta: &changed,
 	} {

@@ -19,7 +19,7 @@ func inOrder[T any](ctx context.Context, workers, ahead int, items iter.Seq2[T, 
 		item T
 		done chan struct{} // closed when work is done with the item
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := newGroup(ctx)
 	queue := make(chan ticket, ahead)   // for the workers
 	ordered := make(chan ticket, ahead) // the same, for emit
 	pass := func(to chan<- ticket, t ticket) error {
@@ -90,7 +90,7 @@ type crew struct {
 }
 
 func newCrew(ctx context.Context, p places) *crew {
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := newGroup(ctx)
 	return &crew{group: g, ctx: ctx, places: p}
 }
 

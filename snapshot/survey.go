@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -89,7 +88,7 @@ func (w *survey) listPins(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	g.SetLimit(parallel)
 	for i := range w.pins {
 		g.Go(func() error {
@@ -123,7 +122,7 @@ func (w *survey) listAges(ctx context.Context, kind string) (map[manifest.Snapsh
 // readRecords reads every outcome, and the intents that have none.
 func (w *survey) readRecords(ctx context.Context, ended map[manifest.SnapshotID]bool) error {
 	var mu sync.Mutex // guards the maps
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	g.SetLimit(parallel)
 	for id := range ended {
 		g.Go(func() error {
@@ -261,9 +260,12 @@ func (w *survey) dead() []manifest.SnapshotID {
 
 // sorted lists the snapshots that are keys of a map.
 func sorted[V any](m map[manifest.SnapshotID]V) []manifest.SnapshotID {
-	return slices.SortedFunc(maps.Keys(m), func(a, b manifest.SnapshotID) int {
-		return slices.Compare([]uint64{uint64(a.Lineage), a.Serial}, []uint64{uint64(b.Lineage), b.Serial})
-	})
+	return slices.SortedFunc(maps.Keys(m), compareIDs)
+}
+
+// compareIDs orders snapshots as listings do.
+func compareIDs(a, b manifest.SnapshotID) int {
+	return cmp.Or(cmp.Compare(a.Lineage, b.Lineage), cmp.Compare(a.Serial, b.Serial))
 }
 
 // liveness says what roots refer to.
@@ -312,15 +314,21 @@ func (w *survey) liveness(ctx context.Context, roots []manifest.SnapshotID, conc
 			return nil
 		})
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := newGroup(ctx)
 	g.SetLimit(rootReads)
 	for _, id := range roots {
 		g.Go(func() error {
-			err := moved(add(gctx, id))
-			if !errors.Is(err, errMoved) {
+			err := add(gctx, id)
+			// Rule: what another root's failure cut short says nothing about this
+			// one. The group's context ends with that failure for a cause, so
+			// that requests here fail with it, as if it was this root that is gone.
+			if gctx.Err() != nil {
 				return err
 			}
-			swept, sweptErr := w.isSwept(gctx, id)
+			if err = moved(err); !errors.Is(err, errMoved) {
+				return err
+			}
+			swept, sweptErr := w.isSwept(ctx, id)
 			if swept {
 				mu.Lock()
 				w.swept[id] = true // for the next pass: this one's listings may be older

@@ -32,7 +32,7 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 	if err != nil {
 		return 0, err
 	}
-	table, err := decodeWholePack(object, owner, pack)
+	table, err := DecodePack(object, owner, pack)
 	if err != nil {
 		return 0, err
 	}
@@ -48,8 +48,11 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 	return int64(len(object) - len(rewritten)), nil
 }
 
-// decodeWholePack decodes the table of a pack that was read whole.
-func decodeWholePack(object []byte, owner manifest.SnapshotID, pack uint32) (*SlotTable, error) {
+// DecodePack decodes and validates the slot table of a pack that was read whole,
+// and checks that it is that of the pack asked for and that the object ends with
+// its last slot. The bytes of the slots it does not check. Its error wraps
+// ErrCorrupt or [manifest.ErrVersion].
+func DecodePack(object []byte, owner manifest.SnapshotID, pack uint32) (*SlotTable, error) {
 	table, need, err := DecodeSlotTable(object)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -102,15 +104,16 @@ func sentinel(status int, code string, c Condition) error {
 }
 
 // brokeOff reports whether a request failed on the way: it got no connection, no
-// response, or half of one.
+// response, or half of one, if only of one that says why it is refused.
 func brokeOff(err error) bool {
 	var (
 		certificate *tls.CertificateVerificationError
 		send        *smithyhttp.RequestSendError
 		body        *bodyError
+		connection  *net.OpError
 	)
 	if errors.As(err, &certificate) {
 		return false // asking again will not change it
 	}
-	return errors.As(err, &send) || errors.As(err, &body)
+	return errors.As(err, &send) || errors.As(err, &body) || errors.As(err, &connection) || errors.Is(err, io.ErrUnexpectedEOF)
 }

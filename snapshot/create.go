@@ -27,7 +27,9 @@ func (s *Store) Create(ctx context.Context, p Plan, src Source, begun func(*Atte
 	}
 	attempt, err := s.Begin(ctx, p)
 	if errors.Is(err, blockstore.ErrDenied) {
-		return manifest.Outcome{}, err // likewise
+		if begun, lookErr := s.exists(ctx, manifest.IntentKey(p.ID)); lookErr == nil && !begun {
+			return manifest.Outcome{}, err // likewise
+		}
 	}
 	if err != nil {
 		return s.settle(ctx, p, err)

@@ -89,7 +89,7 @@ func TestVerifyFindsAnIndexThatContradictsItself(t *testing.T) {
 				l.Set(25, l.Ref(3))
 				return nil
 			},
-			[]string{"another block, too", "is not as the leaf says"},
+			[]string{"is not as the leaf says", "another block, too"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -79,8 +79,8 @@ func (s *Store) Unpin(ctx context.Context, id manifest.SnapshotID, holder string
 // unknown is ErrNotFound, and the other states are ErrPending and ErrAborted.
 //
 // If it fails it removes the pin again, for which it takes unpinTimeout at most
-// also when ctx has ended. Should that fail too, its error says so, and Unpin
-// is the holder's to call.
+// also when ctx has ended. Should that fail too, its error is ErrPinLeft as well,
+// and Unpin is the holder's to call.
 func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Image, error) {
 	img := &Image{objects: s.objects}
 	refused := h.ID == "" // there is no pin, for certain
@@ -119,11 +119,15 @@ func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Im
 // unpinTimeout bounds the removal of a pin that a failed Open has made.
 const unpinTimeout = 10 * time.Second
 
-// unpinAfter removes a pin that may have been made by what failed.
+// unpinAfter removes a pin that may have been made by what failed. Its error is
+// ErrPinLeft.
 func (s *Store) unpinAfter(ctx context.Context, id manifest.SnapshotID, h Holder) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unpinTimeout)
 	defer cancel()
-	return s.Unpin(ctx, id, h.ID)
+	if err := s.Unpin(ctx, id, h.ID); err != nil {
+		return fmt.Errorf("%w: %w", ErrPinLeft, err)
+	}
+	return nil
 }
 
 func (s *Store) checkTombstone(ctx context.Context, id manifest.SnapshotID) error {
@@ -171,6 +175,12 @@ func (s *Store) root(ctx context.Context, id manifest.SnapshotID, outcome manife
 			return nil, fmt.Errorf("read the root of %s: %w", id, err)
 		}
 	}
+	return decodeRoot(id, outcome, data)
+}
+
+// decodeRoot decodes a committed snapshot's root, after comparing it with what
+// the outcome says.
+func decodeRoot(id manifest.SnapshotID, outcome manifest.Outcome, data []byte) (*manifest.Root, error) {
 	if manifest.Sum(data) != manifest.Hash(outcome.RootHash) {
 		return nil, fmt.Errorf("the root of %s does not have the hash in its outcome: %w", id, manifest.ErrCorrupt)
 	}

@@ -24,6 +24,9 @@ var (
 	// ErrParentGone: the parent of an attempt was deleted; begin again without it.
 	ErrParentGone = errors.New("parent snapshot was deleted")
 
+	// ErrPinLeft: what failed may have left a pin, which its holder has to remove.
+	ErrPinLeft = errors.New("a pin may be left")
+
 	// ErrUnrelated: two snapshots do not share a lineage.
 	ErrUnrelated = errors.New("snapshots are not of the same lineage")
 

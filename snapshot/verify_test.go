@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -108,7 +110,7 @@ func TestVerifyNamesTheBlock(t *testing.T) {
 
 // Snapshots that share blocks are verified by reading each block once, and a
 // block that is bad is bad in all of them.
-func TestVerifierReadsSharedBlocksOnce(t *testing.T) {
+func TestCheckReadsSharedBlocksOnce(t *testing.T) {
 	w := newWorld(t)
 	d1 := newDevice(40*testBlock).random(1, span(0, 40)...)
 	d2 := d1.random(2, 3, 4)
@@ -116,22 +118,34 @@ func TestVerifierReadsSharedBlocksOnce(t *testing.T) {
 	one := w.create(nil, nil, d1)
 	two := w.create(one, d1, d2)
 	three := w.create(two, d2, d3)
-	v := snapshot.NewVerifier(w.store)
-	for i, want := range []int64{40, 2, 2} {
-		img := []*snapshot.Image{one, two, three}[i]
-		report, err := v.Verify(w.ctx, img.ID(), func(err error) { t.Error(err) })
-		if err != nil || report.Blocks != 40 || report.Bytes != want*testBlock {
-			t.Errorf("%s: %+v, %v; %d blocks were new", img.ID(), report, err, want)
+	if report := w.check(1); report.Blocks != 44 || report.Bytes != 44*testBlock || report.Problems != 0 || len(report.Snapshots) != 3 {
+		t.Errorf("%+v", report)
+	}
+	w.damageBlock(one, 40, 7)
+	report := w.check(1)
+	if report.Problems != 1 {
+		t.Fatalf("%v", report.Findings)
+	}
+	want := []snapshot.Range{{Offset: 7 * testBlock, Length: testBlock}}
+	harmed := make(map[manifest.SnapshotID][]snapshot.Range)
+	for _, h := range report.Findings[0].Harm {
+		harmed[h.Snapshot] = h.Ranges
+	}
+	for _, img := range []*snapshot.Image{one, two, three} {
+		if diff := cmp.Diff(want, harmed[img.ID()]); diff != "" {
+			t.Errorf("%s: %s", img.ID(), diff)
 		}
 	}
-	w.faults.Inject(blockstoretest.Rule{Op: blockstoretest.OpReadRange, Prefix: manifest.PackKey(one.ID(), 0)}, blockstoretest.Fault{Flip: true})
-	v = snapshot.NewVerifier(w.store)
-	for _, img := range []*snapshot.Image{one, two} {
-		report, err := v.Verify(w.ctx, img.ID(), nil)
-		if err != nil || report.Problems == 0 {
-			t.Errorf("%s: %+v, %v", img.ID(), report, err)
-		}
+}
+
+// check verifies the whole store.
+func (w *world) check(share float64) *snapshot.Report {
+	w.t.Helper()
+	report, err := w.reopen().Check(w.ctx, snapshot.Check{Share: share, Seed: 1})
+	if err != nil {
+		w.t.Fatal(err)
 	}
+	return report
 }
 
 // What a delete and a reclaim remove meanwhile is no damage.

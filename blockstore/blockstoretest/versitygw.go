@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,18 +17,22 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 )
 
-// versitygwModule is the S3 server that tests use: a single binary under the
-// Apache licence, whose conditional writes are exact.
-const versitygwModule = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+// versitygw is the S3 server that tests use: a single binary under the Apache
+// licence, whose conditional writes are exact.
+var versitygw = program{
+	pkg:      "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
+	variable: "LAZYVOL_VERSITYGW",
+	names:    []string{"versitygw", "/opt/lvtools/versitygw"},
+}
 
 const (
 	startAttempts = 5                // with different ports
 	startTimeout  = 20 * time.Second // of one attempt; it takes 0.1 s on an idle machine
-	buildTimeout  = 9 * time.Minute  // 3.5 on one core
 )
 
 // S3Server is a versitygw that serves one directory on a loopback port. Its
@@ -58,10 +59,7 @@ type S3Server struct {
 // the test: there is no skipping.
 func StartVersitygw(t testing.TB) *S3Server {
 	t.Helper()
-	binary, err := versitygwBinary(t.Context())
-	if err != nil {
-		t.Fatalf("find versitygw: %v", err)
-	}
+	binary := versitygw.find(t)
 	dir := t.TempDir()
 	s := &S3Server{
 		AccessKey: "root" + rand.Text(), // random, so that no other server on this machine can be taken for this one
@@ -76,6 +74,7 @@ func StartVersitygw(t testing.TB) *S3Server {
 			t.Fatal(err)
 		}
 	}
+	var err error
 	for range startAttempts {
 		if s.Endpoint, err = freeEndpoint(); err != nil {
 			t.Fatal(err)
@@ -119,7 +118,15 @@ func (s *S3Server) Start(t testing.TB) {
 
 // Freeze stops the server's process without ending it: connections are
 // accepted by the kernel, and nothing answers until Thaw.
-func (s *S3Server) Freeze(t testing.TB) { s.signal(t, syscall.SIGSTOP) }
+func (s *S3Server) Freeze(t testing.TB) {
+	t.Helper()
+	s.signal(t, syscall.SIGSTOP)
+	// The signal is only asked for: threads on other cores go on for a moment.
+	err := unix.Waitid(unix.P_PID, s.process.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+	if err != nil {
+		t.Fatalf("wait until versitygw stands still: %v", err)
+	}
+}
 
 // Thaw ends Freeze.
 func (s *S3Server) Thaw(t testing.TB) { s.signal(t, syscall.SIGCONT) }
@@ -254,92 +261,4 @@ func (s *S3Server) start(ctx context.Context) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-}
-
-// serverProcess is a child process that dies with this one.
-type serverProcess struct {
-	cmd   *exec.Cmd
-	ended chan struct{} // closed after the process ended
-	err   error         // how it ended
-}
-
-func startProcess(cmd *exec.Cmd) (*serverProcess, error) {
-	// The kernel kills the child when the thread that started it ends, which
-	// covers tests that time out or crash. So that thread must live as long.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	p := &serverProcess{cmd: cmd, ended: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = cmd.Wait()
-			close(p.ended)
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-func (p *serverProcess) kill() {
-	p.cmd.Process.Kill() // fails only if it has ended
-	<-p.ended
-}
-
-func freeEndpoint() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return "http://" + l.Addr().String(), l.Close()
-}
-
-// versitygwBinary finds or builds the server.
-func versitygwBinary(ctx context.Context) (string, error) {
-	if path := os.Getenv("LAZYVOL_VERSITYGW"); path != "" {
-		return path, nil
-	}
-	for _, name := range []string{"versitygw", "/opt/lvtools/versitygw"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path, nil
-		}
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(cache, "lazyvol-test", strings.NewReplacer("/", "_").Replace(versitygwModule))
-	return buildVersitygw(ctx, dir)
-}
-
-// buildVersitygw builds the server into dir unless it is there. Test processes
-// that want it at the same time wait for the one that builds.
-func buildVersitygw(ctx context.Context, dir string) (_ string, err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", err
-	}
-	binary := filepath.Join(dir, "versitygw")
-	if _, err := os.Stat(binary); err == nil {
-		return binary, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "install", versitygwModule)
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go install %s: %w\n%s", versitygwModule, err, out)
-	}
-	return binary, nil
 }

@@ -80,7 +80,7 @@ func (a *app) mountForAttach(ctx context.Context, target string, f *mountFlags) 
 			return "", false, err
 		}
 		if s.Mountpoint != "" {
-			return s.Mountpoint, false, nil
+			return s.Mountpoint, false, inSight(s)
 		}
 	} else {
 		if _, err := parseSnapshot(target); err != nil {
@@ -162,6 +162,9 @@ func (a *app) detach(ctx context.Context, target string) error {
 			}
 			if s.Mountpoint != "" {
 				dir = s.Mountpoint
+				if err := inSight(s); err != nil {
+					return err
+				}
 			}
 		} else if _, err := parseSnapshot(target); err != nil {
 			return err

@@ -55,6 +55,8 @@ func exitCode(err error) int {
 		return coded.code
 	case isAny(err, errInterrupted):
 		return exitInterrupted
+	case isAny(err, manifest.ErrCorrupt, blockstore.ErrCorrupt): // also of an id in a record
+		return exitFailed
 	case isAny(err, errUsage, manifest.ErrID, manifest.ErrTags, volume.ErrSize):
 		return exitUsage
 	case isAny(err, snapshot.ErrPending, volume.ErrInUse, volume.ErrBusy, fs.ErrBusy, loopdev.ErrBusy, errRefused, snapshot.ErrUnrelated):

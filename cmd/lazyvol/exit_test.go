@@ -26,6 +26,7 @@ func TestExitCodesFollowTheContract(t *testing.T) {
 		{manifest.ErrVersion, exitFailed},
 		{usageError{errors.New("words")}, exitUsage},
 		{manifest.ErrID, exitUsage},
+		{fmt.Errorf("%w: %w", manifest.ErrCorrupt, manifest.ErrID), exitFailed},
 		{volume.ErrSize, exitUsage},
 		{snapshot.ErrNotFound, exitNotFound},
 		{volume.ErrNotFound, exitNotFound},

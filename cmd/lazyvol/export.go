@@ -1,90 +1,208 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
+	"github.com/lazyvol/lazyvol/volume"
 )
 
 func (a *app) snapshotExportCommand() *cobra.Command {
-	var force bool
+	var force, ignoreErrors bool
 	c := &cobra.Command{
 		Use: "export SNAP FILE", Short: "Write a snapshot into a raw image file or onto a block device", Args: args(cobra.ExactArgs(2)),
 		Long: `Writes a snapshot, verified, into a raw image file, sparse where the snapshot has
 holes, or onto a block device. The file appears under its name when it is whole. An
-existing file, or a block device, is only overwritten with --force.`,
+existing file, or a block device, is only overwritten with --force.
+
+With --ignore-errors what is damaged or missing in the store is taken from this
+host's caches if they have it. What they lack is left as zeros, listed in FILE.bad,
+a line "offset length reason" for each range (of a block device: on stderr), and
+the exit code is 1. A store that cannot be reached is no damage, and fails the
+export.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			id, err := parseSnapshot(args[0])
 			if err != nil {
 				return err
 			}
-			st, err := os.Stat(args[1])
+			path := args[1]
+			st, err := os.Stat(path)
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
 			if err == nil && !force {
-				return refusal{fmt.Errorf("%s exists; overwrite it with --force", args[1])}
+				return refusal{fmt.Errorf("%s exists; overwrite it with --force", path)}
 			}
 			store, err := a.openStore(ctx, "", commandPatience)
 			if err != nil {
 				return err
 			}
-			s, img, err := a.beginSession(ctx, store, id, "")
+			e := &export{app: a}
+			if ignoreErrors {
+				if err := e.openSalvage(ctx, store); err != nil {
+					return err
+				}
+				defer e.salvage.Close() // only read
+			}
+			end, err := e.open(ctx, store, id)
 			if err != nil {
 				return err
 			}
-			defer a.endSession(ctx, s, img)
+			defer end()
 			if st != nil && st.Mode()&os.ModeDevice != 0 {
-				return a.exportDevice(ctx, img, args[1])
+				if err := e.toDevice(ctx, path); err != nil {
+					return err
+				}
+				return e.tellLosses(a.stderr)
 			}
-			return a.exportFile(ctx, img, args[1])
+			return e.toFile(ctx, path, force)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "overwrite what is there")
+	c.Flags().BoolVar(&ignoreErrors, "ignore-errors", false, "restore what can be, and list the rest in FILE.bad")
 	return c
 }
 
-func (a *app) exportFile(ctx context.Context, img *snapshot.Image, path string) (err error) {
+// An export is one export of a snapshot.
+type export struct {
+	*app
+	img     *snapshot.Image
+	salvage *volume.Salvage // nil: damage fails the export
+	losses  []snapshot.Loss
+}
+
+func (e *export) openSalvage(ctx context.Context, store *snapshot.Store) error {
+	id, err := store.ID(ctx)
+	if snapshot.IsDamage(err) {
+		err = nil // and nothing on this host is of a store without an id
+	}
+	e.salvage = volume.OpenSalvage(vfs.OS(), e.state, id)
+	return err
+}
+
+// open opens and pins the snapshot until end is called. One whose root is damaged
+// is opened by what this host has of it.
+func (e *export) open(ctx context.Context, store *snapshot.Store, id manifest.SnapshotID) (end func(), err error) {
+	s, img, err := e.beginSession(ctx, store, id, "")
+	if err == nil {
+		e.img = img
+		return func() { e.endSession(ctx, s, img) }, nil
+	}
+	if e.salvage == nil || !snapshot.IsDamage(err) {
+		return nil, err
+	}
+	unpin, err := e.pin(ctx, store, id)
+	if err != nil {
+		return nil, err
+	}
+	if e.img, err = store.LoadFrom(ctx, id, e.salvage); err != nil {
+		unpin()
+		return nil, fmt.Errorf("export %s: %w", id, err)
+	}
+	return unpin, nil
+}
+
+// toFile exports into a file, and lists what is lost beside it.
+func (e *export) toFile(ctx context.Context, path string, force bool) (err error) {
+	list := path + ".bad"
+	if listed, err := fileExists(list); err != nil {
+		return err
+	} else if listed && !force && e.salvage != nil {
+		return refusal{fmt.Errorf("%s exists, of an earlier export; remove it, or overwrite it with --force", list)}
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("export %s: %w", img.ID(), err), f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if err := f.Truncate(img.Geometry().Size); err != nil {
-		return err
+	failed := func(err error) error {
+		return errors.Join(fmt.Errorf("export %s: %w", e.img.ID(), err), f.Close(), os.Remove(f.Name()))
 	}
-	if err := a.exportTo(ctx, img, f); err != nil {
-		return err
+	if err := f.Truncate(e.img.Geometry().Size); err != nil {
+		return failed(err)
+	}
+	if err := e.to(ctx, f); err != nil {
+		return failed(err)
 	}
 	if err := errors.Join(f.Chmod(0o644), f.Sync()); err != nil {
-		return err
+		return failed(err)
+	}
+	if e.salvage != nil {
+		// The list comes first: a file with holes is never there without it.
+		if err := e.writeList(list); err != nil {
+			return failed(err)
+		}
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
+		return failed(err)
+	}
+	if err := f.Close(); err != nil || len(e.losses) == 0 {
 		return err
 	}
-	return f.Close()
+	return e.verdict(list)
 }
 
-func (a *app) exportTo(ctx context.Context, img *snapshot.Image, f *os.File) error {
-	bar := a.newProgress("export", img.Root.DataBlocks*int64(img.Geometry().BlockSize))
+func (e *export) to(ctx context.Context, f *os.File) (err error) {
+	bar := e.newProgress("export", e.img.Root.DataBlocks*int64(e.img.Geometry().BlockSize))
 	defer bar.end()
-	return img.Export(ctx, f, func(done, _ int64) { bar.set(done) })
+	progress := func(done, _ int64) { bar.set(done) }
+	if e.salvage == nil {
+		return e.img.Export(ctx, f, progress)
+	}
+	e.losses, err = e.img.Rescue(ctx, f, e.salvage, progress)
+	return err
 }
 
-// exportDevice writes onto a block device, whose holes have to be zeroed.
-func (a *app) exportDevice(ctx context.Context, img *snapshot.Image, path string) (err error) {
+// writeList writes the list of what is lost; without any there is none.
+func (e *export) writeList(path string) error {
+	if len(e.losses) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	var list bytes.Buffer
+	e.printLosses(&list)
+	return vfs.WriteFileAtomic(vfs.OS(), path, list.Bytes())
+}
+
+func (e *export) printLosses(w io.Writer) {
+	for _, l := range e.losses {
+		fmt.Fprintf(w, "%d %d %s\n", l.Offset, l.Length, l.Reason)
+	}
+}
+
+// tellLosses prints what is lost, and fails if there is any.
+func (e *export) tellLosses(w io.Writer) error {
+	if len(e.losses) == 0 {
+		return nil
+	}
+	e.printLosses(w)
+	return e.verdict("above")
+}
+
+// verdict is the error of an export that is not whole.
+func (e *export) verdict(list string) error {
+	lost := int64(0)
+	for _, l := range e.losses {
+		lost += l.Length
+	}
+	return fmt.Errorf("export %s: %s in %d ranges could not be restored and are zeros: see %s", e.img.ID(), size(lost), len(e.losses), list)
+}
+
+// toDevice writes onto a block device, whose holes have to be zeroed.
+func (e *export) toDevice(ctx context.Context, path string) (err error) {
+	img := e.img
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_EXCL, 0) // O_EXCL: not while it is mounted
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -110,78 +228,8 @@ func (a *app) exportDevice(ctx context.Context, img *snapshot.Image, path string
 			return err
 		}
 	}
-	if err := a.exportTo(ctx, img, f); err != nil {
+	if err := e.to(ctx, f); err != nil {
 		return err
 	}
 	return f.Sync()
-}
-
-func (a *app) snapshotVerifyCommand() *cobra.Command {
-	var all bool
-	c := &cobra.Command{
-		Use: "verify SNAP|--all", Short: "Read snapshots back and check every byte", Args: args(cobra.MaximumNArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			ctx := c.Context()
-			if all == (len(args) == 1) {
-				return usageError{errors.New("give a snapshot, or --all")}
-			}
-			store, err := a.openStore(ctx, "", commandPatience)
-			if err != nil {
-				return err
-			}
-			if _, err := store.ID(ctx); err != nil {
-				return err
-			}
-			var ids []manifest.SnapshotID
-			if all {
-				found, err := store.List(ctx, false)
-				if err != nil {
-					return err
-				}
-				for _, d := range found {
-					if d.State == snapshot.Completed {
-						ids = append(ids, d.ID)
-					}
-				}
-			} else {
-				id, err := parseSnapshot(args[0])
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
-			}
-			return a.verify(ctx, store, ids)
-		},
-	}
-	c.Flags().BoolVar(&all, "all", false, "every snapshot of the store")
-	return c
-}
-
-// verify checks snapshots one after the other; what they share is read once.
-func (a *app) verify(ctx context.Context, store *snapshot.Store, ids []manifest.SnapshotID) error {
-	verifier := snapshot.NewVerifier(store)
-	bad := 0
-	for _, id := range ids {
-		s, img, err := a.beginSession(ctx, store, id, "")
-		if err != nil {
-			return err
-		}
-		report, err := verifier.Verify(ctx, id, func(problem error) {
-			fmt.Fprintf(a.stderr, "%s: %v\n", id, problem)
-		})
-		a.endSession(ctx, s, img)
-		if err != nil {
-			return err
-		}
-		verdict := "ok"
-		if report.Problems > 0 {
-			verdict = fmt.Sprintf("%d problems", report.Problems)
-			bad++
-		}
-		fmt.Fprintf(a.stdout, "%s %s\n", id, verdict)
-	}
-	if bad > 0 {
-		return fmt.Errorf("%d of %d snapshots are damaged", bad, len(ids))
-	}
-	return nil
 }

@@ -10,11 +10,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 	"github.com/lazyvol/lazyvol/volume"
+)
+
+// What a session's folder holds besides the daemon's socket and log.
+const (
+	recordName = "session.json"
+	lockName   = "lock"
 )
 
 // A session is one read-only use of a snapshot by a process: a mount, an
@@ -36,30 +45,18 @@ type session struct {
 // beginSession opens a snapshot for reading, pinned under a new session.
 func (a *app) beginSession(ctx context.Context, store *snapshot.Store, id manifest.SnapshotID, mountpoint string) (_ *session, _ *snapshot.Image, err error) {
 	a.sweepSessions(ctx, store)
-	s := &session{
-		ID: "mount-" + manifest.NewNonce()[:17], Snapshot: id, Store: store.String(),
-		Mountpoint: mountpoint, PID: os.Getpid(), store: store,
-	}
-	s.dir = filepath.Join(volume.SessionsDir(a.state), s.ID)
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	s := &session{Snapshot: id, Store: store.String(), Mountpoint: mountpoint, PID: os.Getpid(), store: store}
+	if err := s.record(volume.SessionsDir(a.state)); err != nil {
 		return nil, nil, fmt.Errorf("begin a session: %w", err)
 	}
 	defer func() {
-		if err != nil {
+		switch {
+		case errors.Is(err, snapshot.ErrPinLeft): // the folder stays, and a later command tries again
+			err = errors.Join(err, s.lock.Close())
+		case err != nil:
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.lock, err = vfs.OS().Lock(filepath.Join(s.dir, "lock"), true); err != nil {
-		return nil, nil, fmt.Errorf("begin a session: %w", err)
-	}
-	// The record first: it is what the pin is found by, should we be killed.
-	data, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := vfs.WriteFileAtomic(vfs.OS(), filepath.Join(s.dir, "session.json"), append(data, '\n')); err != nil {
-		return nil, nil, fmt.Errorf("begin a session: %w", err)
-	}
 	img, err := store.Open(ctx, id, snapshot.Holder{ID: s.ID, Host: hostname()})
 	if err != nil {
 		return nil, nil, err
@@ -68,6 +65,52 @@ func (a *app) beginSession(ctx context.Context, store *snapshot.Store, id manife
 		fmt.Fprintf(a.stderr, "lazyvol: warning: %s is not pinned, as these credentials may not write: if it is deleted meanwhile, reads fail\n", id)
 	}
 	return s, img, nil
+}
+
+// Session ids are as long as those of volumes.
+const (
+	sessionPrefix = "mount-"
+	sessionDigits = 17
+)
+
+// isSessionID reports whether s is the id of a session.
+func isSessionID(s string) bool {
+	digits, ok := strings.CutPrefix(s, sessionPrefix)
+	return ok && len(digits) == sessionDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// record makes a folder for the session, locked and with its record in it. The
+// record comes before the pin: it is what the pin is found by, should we be
+// killed.
+func (s *session) record(sessions string) error {
+	const tries = 4
+	for try := 1; ; try++ {
+		err := s.tryRecord(sessions)
+		if err == nil {
+			return nil
+		}
+		// A sweep may take a folder that has no record yet for a dead one's.
+		swept := errors.Is(err, vfs.ErrLocked) || errors.Is(err, fs.ErrNotExist)
+		if err = errors.Join(err, s.close()); !swept || try == tries {
+			return err
+		}
+	}
+}
+
+func (s *session) tryRecord(sessions string) (err error) {
+	s.ID = sessionPrefix + manifest.NewNonce()[:sessionDigits]
+	s.dir, s.lock = filepath.Join(sessions, s.ID), nil
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if s.lock, err = vfs.OS().Lock(filepath.Join(s.dir, lockName), true); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return vfs.WriteFileAtomic(vfs.OS(), filepath.Join(s.dir, recordName), append(data, '\n'))
 }
 
 // end removes the session's pin and its folder. If the pin cannot be removed
@@ -101,8 +144,8 @@ func (a *app) sessions() ([]*session, error) {
 	var found []*session
 	for _, e := range entries {
 		s := &session{dir: filepath.Join(volume.SessionsDir(a.state), e.Name())}
-		data, err := vfs.ReadFile(vfs.OS(), filepath.Join(s.dir, "session.json"), 1<<16)
-		if err != nil || json.Unmarshal(data, s) != nil || !strings.HasPrefix(s.ID, "mount-") {
+		data, err := vfs.ReadFile(vfs.OS(), filepath.Join(s.dir, recordName), 1<<16)
+		if err != nil || json.Unmarshal(data, s) != nil || !isSessionID(s.ID) {
 			continue // just begun, or just ended
 		}
 		found = append(found, s)
@@ -122,13 +165,81 @@ func (a *app) sweepSessions(ctx context.Context, store *snapshot.Store) {
 		if s.Store != store.String() {
 			continue
 		}
-		lock, err := vfs.OS().Lock(filepath.Join(s.dir, "lock"), true)
+		lock, err := vfs.OS().Lock(filepath.Join(s.dir, lockName), true)
 		if err != nil {
 			continue // alive
 		}
 		s.lock, s.store = lock, store
-		if err := s.end(ctx, true); err != nil {
+		if err := s.endDead(ctx); err != nil {
 			a.log().Warn("could not remove a dead session's pin yet", "session", s.ID, "error", err)
 		}
 	}
+	if err := a.sweepUnrecorded(); err != nil {
+		a.log().Warn("could not remove the folder of a dead session", "error", err)
+	}
+}
+
+// lateRequests is for how long a request of a process that was killed may still
+// be carried out: S3 refuses those that were signed 15 minutes before.
+const lateRequests = 15 * time.Minute
+
+// endDead removes the pin of a session whose process was killed, and its folder
+// when no late request can make the pin again. Until then each sweep looks after
+// it. The clock only chooses when to stop: the pin is our own to remove.
+func (s *session) endDead(ctx context.Context) error {
+	if err := s.store.Unpin(ctx, s.Snapshot, s.ID); err != nil {
+		return errors.Join(err, s.lock.Close())
+	}
+	record, err := os.Stat(filepath.Join(s.dir, recordName))
+	if err == nil && time.Since(record.ModTime()) < lateRequests {
+		return s.lock.Close()
+	}
+	return errors.Join(err, s.close())
+}
+
+// sweepUnrecorded removes the folders of sessions that were killed before they
+// had a record, and so a pin, or when they had none any more.
+func (a *app) sweepUnrecorded() error {
+	folders, err := filepath.Glob(filepath.Join(volume.SessionsDir(a.state), sessionPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range folders {
+		if recorded, err := fileExists(filepath.Join(dir, recordName)); recorded || err != nil {
+			continue
+		}
+		lock, err := vfs.OS().Lock(filepath.Join(dir, lockName), true)
+		if err != nil {
+			continue // alive, or gone by now
+		}
+		if err := errors.Join(removeUnrecorded(dir), lock.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeUnrecorded removes a session's folder that we have locked, unless it
+// has a record by now. The lock goes last, and not with the folder at one
+// stroke: somebody who makes the lock anew in between keeps the folder.
+func removeUnrecorded(dir string) error {
+	if recorded, err := fileExists(filepath.Join(dir, recordName)); recorded || err != nil {
+		return err
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if e.Name() != lockName {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := errors.Join(err, os.Remove(filepath.Join(dir, lockName))); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }

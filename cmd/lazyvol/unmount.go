@@ -55,7 +55,16 @@ func (a *app) findMount(ctx context.Context, target string) (string, error) {
 	if s.Mountpoint == "" {
 		return "", codedError{fmt.Sprintf("%s is not mounted", target), exitNotFound}
 	}
-	return s.Mountpoint, nil
+	return s.Mountpoint, inSight(s)
+}
+
+// inSight refuses a mount that is out of sight: its daemon was told to end, and
+// serves those to their end who have the volume open.
+func inSight(s statusJSON) error {
+	if there, err := fileExists(filepath.Join(s.Mountpoint, fs.StatusName)); there || err != nil {
+		return nil // what else may be wrong shows when it is used
+	}
+	return refusal{fmt.Errorf("%s is being unmounted from %s and is in use: it is free when whoever has it open, perhaps a loop device, lets go", s.ID, s.Mountpoint)}
 }
 
 func (a *app) unmount(ctx context.Context, dir string) error {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -53,7 +55,8 @@ puts it into the store.`,
 			if err != nil {
 				return err
 			}
-			vol, err := host.Create(ctx, id, int64(bytes), manifest.DefaultBlockSize)
+			a.removeAbandoned(host)
+			vol, err := createVolume(ctx, host, id, int64(bytes))
 			if err != nil {
 				return err
 			}
@@ -65,6 +68,26 @@ puts it into the store.`,
 	c.Flags().StringVar(&from, "snapshot", "", "restore this snapshot (`SNAP`)")
 	c.Flags().Var(&bytes, "size", "size of the volume, as 10GiB (default: the snapshot's)")
 	return c
+}
+
+// removeAbandoned removes what is left of volumes whose creation or deletion was
+// killed. What cannot be removed now is left to the next time.
+func (a *app) removeAbandoned(host *volume.Host) {
+	if err := host.RemoveAbandoned(); err != nil {
+		a.log().Warn("could not remove what is left of a volume", "error", err)
+	}
+}
+
+// createVolume makes a volume, again if another command took its folder for an
+// abandoned one's before it had a record.
+func createVolume(ctx context.Context, host *volume.Host, from *manifest.SnapshotID, size int64) (manifest.VolumeID, error) {
+	const tries = 4
+	for try := 1; ; try++ {
+		vol, err := host.Create(ctx, from, size, manifest.DefaultBlockSize)
+		if try == tries || !isAny(err, volume.ErrInUse, volume.ErrNotFound) {
+			return vol, err
+		}
+	}
 }
 
 // volumeJSON describes a volume.
@@ -186,6 +209,7 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			a.removeAbandoned(host)
 			return host.Delete(ctx, id)
 		},
 	}
@@ -196,32 +220,51 @@ func (a *app) volumeForgetCommand() *cobra.Command {
 		Use: "forget VOL", Short: "Remove the pins of a volume whose host is lost", Args: args(cobra.ExactArgs(1)),
 		Long: `Removes the pins of a volume whose host is lost for good, so that the space of
 deleted snapshots it held can be freed. Should the host come back, the volume's
-cold blocks may be gone. A volume of this host is deleted instead.`,
+cold blocks may be gone. A volume of this host is deleted instead.
+
+What the host had mounted or was exporting when it was lost has a pin, too: give
+its holder (mount-…), as 'lazyvol gc' shows it.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
-			id, _, err := a.volumeFolder(args[0])
-			if err != nil {
-				return err
-			}
-			_, err = volume.ReadRecord(vfs.OS(), a.state, id)
-			if err == nil {
-				return refusal{fmt.Errorf("%s is a volume of this host; use 'lazyvol volume delete'", id)}
-			}
-			if !errors.Is(err, volume.ErrNotFound) {
+			if err := a.refuseToForget(args[0]); err != nil {
 				return err
 			}
 			store, err := a.openStore(ctx, "", commandPatience)
 			if err != nil {
 				return err
 			}
-			forgotten, err := store.Forget(ctx, string(id))
+			forgotten, err := store.Forget(ctx, args[0])
 			for _, snap := range forgotten {
 				fmt.Fprintln(a.stdout, snap)
 			}
 			if err == nil && len(forgotten) == 0 {
-				return codedError{fmt.Sprintf("%s has no pins in %s", id, store), exitNotFound}
+				return codedError{fmt.Sprintf("%s has no pins in %s", args[0], store), exitNotFound}
 			}
 			return err
 		},
 	}
+}
+
+// refuseToForget refuses the holder of a pin that this host has, and what is
+// no holder's id.
+func (a *app) refuseToForget(holder string) error {
+	if isSessionID(holder) {
+		here, err := fileExists(filepath.Join(volume.SessionsDir(a.state), holder))
+		if here {
+			return refusal{fmt.Errorf("%s is a mount or an export of this host; end it, and any command that reads the store removes its pin", holder)}
+		}
+		return err
+	}
+	id, _, err := a.volumeFolder(holder)
+	if err != nil {
+		return err
+	}
+	_, err = volume.ReadRecord(vfs.OS(), a.state, id)
+	if err == nil {
+		return refusal{fmt.Errorf("%s is a volume of this host; use 'lazyvol volume delete'", id)}
+	}
+	if errors.Is(err, volume.ErrNotFound) {
+		return nil
+	}
+	return err
 }

@@ -3,14 +3,17 @@
 
 GO        ?= go
 BIN       := bin/lazyvol
-# The S3 server of the tests, built once from the Go module proxy.
+# The S3 server of the tests and the TCP proxy that makes its network fail, each
+# built once from the Go module proxy.
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+TOXIPROXY := github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0
 TOOLS     := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lazyvol-tools
 FUZZTIME  ?= 20s
 
 export LAZYVOL_VERSITYGW ?= $(TOOLS)/versitygw
+export LAZYVOL_TOXIPROXY ?= $(TOOLS)/toxiproxy-server
 
-.PHONY: build demo test unit race integration stress fuzz bench lint setup tools clean
+.PHONY: build demo test unit race integration stress fuzz bench bench-table bench-parts lint setup tools clean
 
 build:
 	$(GO) build -trimpath -o $(BIN) ./cmd/lazyvol
@@ -19,11 +22,16 @@ build:
 setup:
 	@scripts/setup
 
-tools: $(LAZYVOL_VERSITYGW)
+tools: $(LAZYVOL_VERSITYGW) $(LAZYVOL_TOXIPROXY)
 
 $(LAZYVOL_VERSITYGW):
 	@echo "building versitygw, the S3 server of the tests (once, 4 minutes)"
 	GOBIN=$(dir $@) $(GO) install $(VERSITYGW)
+
+$(LAZYVOL_TOXIPROXY):
+	GOBIN=$@.build $(GO) install $(TOXIPROXY)
+	mv $@.build/server $@
+	rmdir $@.build
 
 demo: setup build
 	@scripts/demo $(abspath $(BIN))
@@ -39,19 +47,31 @@ SCHEDULES := Schedules|EachRule
 
 race:
 	$(GO) test -race -skip '$(SCHEDULES)' $$($(GO) list ./... | grep -v /integration)
-	$(GO) test -run '$(SCHEDULES)' ./snapshot
+	$(GO) test -run '$(SCHEDULES)' ./snapshot ./volume
 
 integration: build
 	$(GO) test -count=1 -timeout 15m ./integration/...
 
-# Longer than CI has time for.
-stress: build
-	LAZYVOL_STRESS=1 $(GO) test -count=1 -timeout 2h ./integration/... ./volume/...
+# Longer than CI has time for. Tells how many kills were survived.
+stress: build tools
+	@scripts/stress ./integration/... ./volume/...
 
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 
-bench:
+# What docs/performance.md shows. BENCH are flags of integration/bench, such as
+# BENCH='-quick -rounds 1' or BENCH='-run warm'.
+bench: bench-table bench-parts
+
+# lazyvol beside the raw file and whichever peers are installed, in a mount
+# namespace of its own: a copy of a mount in somebody else's keeps it alive.
+bench-table: setup build tools
+	@scripts/bench-setup $(TOOLS)
+	$(GO) build -o bin/bench ./integration/bench
+	unshare --mount bin/bench -lazyvol $(BIN) -tools $(TOOLS) -json bin/bench.json $(BENCH)
+
+# The parts by themselves: codec, compression, map look-up, seal, commit.
+bench-parts:
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /integration)
 
 lint:

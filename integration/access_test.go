@@ -116,7 +116,8 @@ func TestNewerFormatsAreRefusedByVersion(t *testing.T) {
 		t.Parallel()
 		h := newHost(t, nil)
 		h.ok("init")
-		s := &store{files: filepath.Join(h.state, "store")}
+		s := h.own
+		s.damaged()
 		s.edit(t, "store.json", newer)
 		for _, args := range [][]string{{"init"}, {"snapshot", "list"}, {"volume", "create", "--size", "1MiB"}} {
 			h.fails(1, []string{"77"}, args...)
@@ -126,7 +127,8 @@ func TestNewerFormatsAreRefusedByVersion(t *testing.T) {
 		t.Parallel()
 		h := newHost(t, nil)
 		snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
-		s := &store{files: filepath.Join(h.state, "store")}
+		s := h.own
+		s.damaged()
 		s.edit(t, filepath.Join("outcomes", snap), newer)
 		for _, args := range [][]string{{"mount", snap, t.TempDir()}, {"snapshot", "show", snap}, {"snapshot", "verify", snap}, {"snapshot", "list"}} {
 			h.fails(1, []string{"77", snap}, args...)
@@ -141,7 +143,8 @@ func TestNewerFormatsAreRefusedByVersion(t *testing.T) {
 		t.Parallel()
 		h := newHost(t, nil)
 		snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
-		s := &store{files: filepath.Join(h.state, "store")}
+		s := h.own
+		s.damaged()
 		for key := range s.objects(t, "lineages") {
 			s.edit(t, key, newer)
 		}

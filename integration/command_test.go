@@ -142,7 +142,8 @@ func TestVerifyNamesDamage(t *testing.T) {
 	if out := h.ok("snapshot", "verify", "--all"); out != snap+" ok" {
 		t.Errorf("verify printed %q", out)
 	}
-	s := &store{files: filepath.Join(h.state, "store")}
+	s := h.own
+	s.damaged()
 	for key, size := range s.objects(t, filepath.Join("data", snap, "packs")) {
 		path := filepath.Join(s.files, key)
 		data, err := os.ReadFile(path)

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -127,39 +129,6 @@ func TestPinOfAKilledMountIsRemovedByALaterCommand(t *testing.T) {
 	h.store.isEmpty(t)
 }
 
-func TestForgetRemovesThePinsOfALostHost(t *testing.T) {
-	t.Parallel()
-	s := newDirStore(t)
-	lost, h := newHost(t, s), newHost(t, s)
-	snap := lost.ok("snapshot", "create", lost.image(randomBytes(1, 4*mib)))
-	vol := lost.ok("volume", "create", "--snapshot", snap)
-
-	lost.fails(4, []string{"volume delete"}, "volume", "forget", vol) // it is not lost there
-	h.ok("snapshot", "delete", snap)
-	if s.dataBytes(t) == 0 {
-		t.Fatal("the pinned snapshot's data is gone")
-	}
-	if out := h.ok("volume", "forget", vol); out != snap {
-		t.Errorf("forget printed %q, want %q", out, snap)
-	}
-	h.fails(3, []string{vol}, "volume", "forget", vol)
-	h.ok("gc")
-	s.isEmpty(t)
-
-	// Should the host come back it says so, and reads no nonsense.
-	r := lost.run("mount", vol, t.TempDir())
-	if r.code == 0 {
-		m := lost.mounted(r.args[len(r.args)-1])
-		if !strings.Contains(r.stderr, "warning") {
-			t.Errorf("no warning of the lost pin: %s", r)
-		}
-		f := m.open(0)
-		if _, err := f.ReadAt(make([]byte, 100), 0); err == nil {
-			t.Error("a read of what is gone succeeded")
-		}
-	}
-}
-
 func TestDeleteOfSeveralTellsWhichFailed(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nil)
@@ -169,4 +138,89 @@ func TestDeleteOfSeveralTellsWhichFailed(t *testing.T) {
 	if r.code != 3 || r.stdout != snap+"\n" || !strings.Contains(r.stderr, unknown) {
 		t.Errorf("%s\nwant exit 3, with %s deleted and %s not found", r, snap, unknown)
 	}
+}
+
+// States of ten units, then four changed, then two added store sixteen, and
+// deleting the first frees four: what is stored is what lies in the bucket.
+func TestStatesShareWhatTheyHaveInCommonAndDeleteFreesTheRest(t *testing.T) {
+	t.Parallel()
+	const unit = 8 * mib
+	about := func(what string, n int64, units int64) {
+		t.Helper()
+		if want := units * unit; n < want*97/100 || n > want*103/100 {
+			t.Errorf("%s is %.2f units, want %d", what, float64(n)/unit, units)
+		}
+	}
+	s := newS3Store(t)
+	h, other := newHost(t, s), newHost(t, s)
+	vol := h.ok("volume", "create", "--size", "96MiB")
+	m := h.mount(vol)
+	disk := make([]byte, 12*unit)
+	r := newRand(9)
+	var snaps []string
+	var states [][]byte
+	for _, change := range [][2]int{{0, 10}, {3, 7}, {10, 12}} {
+		from, to := change[0]*unit, change[1]*unit
+		fill(r, disk[from:to])
+		m.write(disk[from:to], int64(from))
+		snaps = append(snaps, h.ok("snapshot", "create", vol))
+		states = append(states, bytes.Clone(disk))
+	}
+	about("what three states store", s.dataBytes(t), 16)
+	for i, units := range []int64{10, 4, 2} {
+		about(fmt.Sprintf("what state %d stored", i), h.show(snaps[i]).StoredBytes, units)
+	}
+	for i, units := range []int64{4, 0, 2} {
+		if unique := h.show(snaps[i]).UniqueBytes; units > 0 {
+			about(fmt.Sprintf("what only state %d uses", i), unique, units)
+		} else if unique > 256*kib {
+			t.Errorf("only state %d uses %d bytes", i, unique)
+		}
+	}
+
+	// Who reads through the packs before they are rewritten has hints that do
+	// not fit afterwards: the leaves of the second state, and of a volume of the
+	// first, are known by one read each.
+	reader := other.mount(snaps[1], "--no-hydrate")
+	reader.read(0, 1)
+	restored := other.ok("volume", "create", "--snapshot", snaps[0])
+	held := other.mount(restored, "--no-hydrate")
+	held.read(0, 1)
+
+	before := s.dataBytes(t)
+	h.ok("snapshot", "delete", snaps[0])
+	h.fails(3, []string{snaps[0]}, "snapshot", "delete", snaps[0])
+	if freed := before - s.dataBytes(t); freed > 64*kib {
+		t.Errorf("%d bytes were freed under a volume that reads them", freed)
+	}
+	sameBytes(t, "cold, of the deleted state", held.read(4*unit, unit), states[0][4*unit:5*unit])
+
+	// A snapshot of that volume inherits what it has not changed.
+	fill(r, states[0][:unit])
+	held.write(states[0][:unit], 0)
+	child := other.ok("snapshot", "create", restored)
+	about("what the child stored", other.show(child).StoredBytes, 1)
+	about("what only the child uses", other.show(child).UniqueBytes, 5)
+	held.equals(states[0])
+	held.unmount()
+	other.ok("volume", "delete", restored)
+	sameBytes(t, "the child", h.exported(child), states[0])
+	before = s.dataBytes(t)
+	h.ok("snapshot", "delete", child)
+	about("what deleting the child of the first state freed", before-s.dataBytes(t), 5)
+	about("what is left", s.dataBytes(t), 12)
+
+	// All of it cold, by hints from before.
+	reader.equals(states[1])
+	sameBytes(t, "the second state", h.exported(snaps[1]), states[1])
+	sameBytes(t, "the third state", h.exported(snaps[2]), states[2])
+	m.equals(disk)
+	m.unmount()
+	reader.unmount()
+	h.ok("volume", "delete", vol)
+	before = s.dataBytes(t)
+	h.ok("snapshot", "delete", snaps[2])
+	about("what deleting the third state freed", before-s.dataBytes(t), 2)
+	h.ok("snapshot", "delete", snaps[1])
+	s.isEmpty(t)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,14 +36,38 @@ type gate struct {
 	counts map[string]int // answered, by method and the object's kind: "GET data"
 	closed [2]match       // which requests, and the replies to which, are held; nil: none
 	held   int            // requests and replies that wait
+	last   string         // the last of them
 	left   int            // of those that waited, how many clients did not
 	opened chan struct{}  // closed by open
+	wrong  []affliction   // what befalls requests; the first that matches does
+	asked  []time.Time    // when requests came, but for those that are held
+}
+
+// An affliction is a trouble and the requests that it befalls.
+type affliction struct {
+	match
+	trouble
 }
 
 // newGatedStore makes a store on S3 with a gate before it.
 func newGatedStore(t testing.TB) (*store, *gate) {
 	t.Helper()
-	server := blockstoretest.StartVersitygw(t)
+	return gateBefore(t, blockstoretest.StartVersitygw(t))
+}
+
+// behindNetwork returns the same store as it is reached through a network of its
+// own.
+func (s *store) behindNetwork(t testing.TB) (*store, *blockstoretest.Network) {
+	t.Helper()
+	n := blockstoretest.StartNetwork(t, s.endpoint)
+	far := *s
+	far.endpoint, far.env = n.Endpoint, atEndpoint(s.env, n.Endpoint)
+	return &far, n
+}
+
+// gateBefore makes a store in a new bucket of a server, with a gate before it.
+func gateBefore(t testing.TB, server *blockstoretest.S3Server) (*store, *gate) {
+	t.Helper()
 	bucket := server.NewBucket(t)
 	target, err := url.Parse(server.Endpoint)
 	if err != nil {
@@ -71,19 +96,67 @@ func newGatedStore(t testing.TB) (*store, *gate) {
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		if g.wait(requests, r) {
-			g.counted(r, bucket)
-			proxy.ServeHTTP(w, r)
+		if !g.wait(requests, r) {
+			return
 		}
+		if befall := g.troubleOf(r); befall != nil {
+			befall(&exchange{w: w, r: r, server: proxy, body: body, file: filepath.Join(server.Dir, r.URL.Path)})
+			return
+		}
+		g.counted(r, bucket)
+		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(front.Close)
-	env := append(server.Env(), "AWS_ENDPOINT_URL="+front.URL, "AWS_ENDPOINT_URL_S3="+front.URL)
 	s := initStore(t, &store{
-		url: server.URL(bucket, "p"), env: env, files: filepath.Join(server.Dir, bucket, "p"),
-		server: server, bucket: bucket,
+		url: server.URL(bucket, "p"), env: atEndpoint(server.Env(), front.URL), files: filepath.Join(server.Dir, bucket, "p"),
+		server: server, bucket: bucket, endpoint: front.URL,
 	})
-	t.Cleanup(g.open) // before the store is verified
+	t.Cleanup(func() { // before the store is verified
+		g.open()
+		g.relieve()
+	})
 	return s, g
+}
+
+// atEndpoint returns an environment with another endpoint of S3.
+func atEndpoint(env []string, url string) []string {
+	return append(slices.Clone(env), "AWS_ENDPOINT_URL="+url, "AWS_ENDPOINT_URL_S3="+url)
+}
+
+// afflict makes a trouble befall requests from now on, until relieve.
+func (g *gate) afflict(which match, befall trouble) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wrong = append(g.wrong, affliction{which, befall})
+}
+
+// relieve ends what afflict began.
+func (g *gate) relieve() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wrong = nil
+}
+
+// troubleOf counts a request, and returns what befalls it.
+func (g *gate) troubleOf(r *http.Request) trouble {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asked = append(g.asked, time.Now())
+	for _, a := range g.wrong {
+		if a.match(r) {
+			return a.trouble
+		}
+	}
+	return nil
+}
+
+// askedFor returns when requests came since it was called last.
+func (g *gate) askedFor() []time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	when := g.asked
+	g.asked = nil
+	return when
 }
 
 // wait waits while one side of the gate is closed for r; it returns false if the
@@ -94,6 +167,7 @@ func (g *gate) wait(at side, r *http.Request) bool {
 	for g.closed[at] != nil && g.closed[at](r) {
 		opened := g.opened
 		g.held++
+		g.last = r.Method + " " + r.URL.Path
 		g.mu.Unlock()
 		select {
 		case <-opened:
@@ -139,6 +213,13 @@ func (g *gate) holding() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.held
+}
+
+// heldRequest names the request that was held last.
+func (g *gate) heldRequest() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last
 }
 
 // waitHolding waits until a request or reply is held.

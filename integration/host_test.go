@@ -24,6 +24,7 @@ type host struct {
 	dir   string // of everything below
 	state string
 	store *store // nil: the default one, in the state directory
+	own   *store // that default one, nil if store is not
 	env   []string
 	user  *syscall.Credential // who runs lazyvol; nil is root
 
@@ -40,7 +41,21 @@ func newHost(t testing.TB, s *store) *host {
 		h.env = s.env
 	}
 	t.Cleanup(h.checkRaces)
+	if s == nil {
+		h.own = &store{files: filepath.Join(h.state, "store")}
+		t.Cleanup(h.verifyOwn)
+	}
 	return h
+}
+
+// verifyOwn checks that everything in the host's default store verifies, unless
+// the test never made or has damaged it.
+func (h *host) verifyOwn() {
+	_, err := os.Stat(filepath.Join(h.state, "store", "store.json"))
+	if h.t.Failed() || h.own.unsound || errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	h.ok("snapshot", "verify", "--all")
 }
 
 // checkRaces fails the test if lazyvol was built with the race detector and it

@@ -2,8 +2,6 @@ package integration
 
 import (
 	"os"
-	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -143,37 +141,6 @@ func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestKilledDaemonUnderFioKeepsWhatWasSynced(t *testing.T) {
-	t.Parallel()
-	h := newHost(t, newDirStore(t))
-	vol := h.ok("volume", "create", "--size", "128MiB")
-	device := h.attach(vol)
-	tool(t, "mkfs.ext4", "-q", device)
-	dir := mountFS(t, device, "rw")
-	realFiles(t, dir, "fmt", "net")
-	tool(t, "sync", "-f", dir)
-	want := t.TempDir()
-	tool(t, "cp", "-a", dir+"/.", want)
-
-	load := exec.Command("fio", "--name=load", "--directory="+dir, "--size=16M", "--rw=randwrite", "--bs=16k", "--fsync=16", "--runtime=20", "--time_based", "--minimal")
-	if err := load.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(time.Second)
-	h.mounted(filepath.Join(h.state, "attached", vol)).kill()
-	_ = load.Wait() // it fails
-	tool(t, "umount", "-l", dir)
-
-	device = h.attach(vol)
-	tool(t, "e2fsck", "-p", device)
-	tool(t, "e2fsck", "-f", "-n", device)
-	dir = mountFS(t, device, "rw")
-	for _, p := range []string{"fmt", "net"} {
-		sameFiles(t, filepath.Join(dir, p), filepath.Join(want, p))
-	}
-	umount(t, dir)
 }
 
 func TestKilledSnapshotOfAnUnmountedVolumeIsSettledByTheNext(t *testing.T) {

@@ -27,6 +27,7 @@ var layers = map[string][]string{
 	"internal/vfs":              {},
 	"cmd/lazyvol":               {"manifest", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/vfs"},
 	"integration":               {},
+	"integration/bench":         {"manifest", "blockstore"},
 }
 
 // forTests are the packages that only tests may import, wherever they are.

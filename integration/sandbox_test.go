@@ -103,6 +103,10 @@ func initMain() (int, error) {
 	if err := openFuse(filepath.Join(os.Getenv("TMPDIR"), "fuse")); err != nil {
 		return 0, err
 	}
+	restore, err := dirtyLimits() // which namespaces do not keep from the host
+	if err != nil {
+		return 0, err
+	}
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -118,7 +122,7 @@ func initMain() (int, error) {
 		}
 	}()
 	code, err := reapUntil(cmd.Process.Pid)
-	return code, errors.Join(err, sweep(os.Getenv("TMPDIR")))
+	return code, errors.Join(err, restore(), sweep(os.Getenv("TMPDIR")))
 }
 
 // openFuse puts a /dev/fuse in place that any user may open, as distributions

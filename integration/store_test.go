@@ -11,16 +11,23 @@ import (
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
 )
 
-// A store is where hosts keep their snapshots. When its test ends, every
-// snapshot in it must verify.
+// A store is where hosts keep their snapshots. When its test ends, everything in
+// it must verify, unless the test damages it.
 type store struct {
 	url   string
 	env   []string // credentials
 	files string   // the folder in which its objects are files
 
-	server *blockstoretest.S3Server // nil for a folder
-	bucket string
+	server   *blockstoretest.S3Server // nil for a folder
+	bucket   string
+	endpoint string // under which hosts reach it
+
+	unsound bool // by damaged
 }
+
+// damaged tells that the test damages the store, which then need not verify
+// when the test ends.
+func (s *store) damaged() { s.unsound = true }
 
 // newDirStore makes a store in a folder.
 func newDirStore(t testing.TB) *store {
@@ -36,7 +43,7 @@ func newS3Store(t testing.TB) *store {
 	bucket := server.NewBucket(t)
 	return initStore(t, &store{
 		url: server.URL(bucket, "some/prefix"), env: server.Env(), files: filepath.Join(server.Dir, bucket, "some/prefix"),
-		server: server, bucket: bucket,
+		server: server, bucket: bucket, endpoint: server.Endpoint,
 	})
 }
 
@@ -44,7 +51,7 @@ func initStore(t testing.TB, s *store) *store {
 	t.Helper()
 	newHost(t, s).ok("init")
 	t.Cleanup(func() {
-		if !t.Failed() {
+		if !t.Failed() && !s.unsound {
 			newHost(t, s).ok("snapshot", "verify", "--all")
 		}
 	})

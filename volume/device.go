@@ -34,6 +34,7 @@ type Device struct {
 
 	work    *work
 	flights flights
+	ahead   *readahead // nil if sequential readers get nothing ahead
 	census  census
 	stats   counters
 
@@ -72,6 +73,9 @@ func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.Line
 		demand:     &blockstore.BlockReader{Store: h.Demand, Lineage: lineage, BlockSize: g.BlockSize},
 		background: &blockstore.BlockReader{Store: h.Background, Lineage: lineage, BlockSize: g.BlockSize},
 		work:       newWork(),
+	}
+	if h.ReadAhead > 0 {
+		d.ahead = newReadahead(g.BlockSize, h.ReadAhead)
 	}
 	d.flights.table = make(map[flightKey]*flight)
 	d.buffers.New = func() any { b := make([]byte, manifest.MaxBlockSize); return &b }
@@ -123,6 +127,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // few requests as that takes, the rest. The range lies within the device.
 func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 	var missing []piece
+	start, n := off, int64(len(p))
 	for len(p) > 0 {
 		page := off / manifest.PageSize
 		pages := (off+int64(len(p))-1)/manifest.PageSize - page + 1
@@ -142,6 +147,7 @@ func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 		}
 		p, off = p[len(part):], off+int64(len(part))
 	}
+	d.readAhead(v, start, n, len(missing) > 0)
 	return d.readMissing(ctx, v, missing)
 }
 

@@ -28,23 +28,21 @@ func (d *Device) Plan(ctx context.Context, leaf int64) (runs []manifest.Run, nex
 	for i := range blocks {
 		blocks[i] = at.Leaf*manifest.LeafBlocks + int64(i)
 	}
-	runs, err = d.lacking(ctx, v, blocks)
+	blocks, refs, err := d.lacking(ctx, v, blocks)
 	if err != nil {
 		return nil, at.Leaf + 1, fmt.Errorf("plan hydration: %w", err)
 	}
-	return runs, at.Leaf + 1, nil
+	return manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan), at.Leaf + 1, nil
 }
 
-// lacking returns, as runs, those of the blocks, ascending, that the root has
-// and this host lacks. Not among them are those of which a snapshot is being
-// made: their clean copies are the snapshot's to write.
-func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manifest.Run, error) {
-	var lacked []int64
-	var refs []manifest.Ref
+// lacking returns those of the blocks that the root has and this host lacks,
+// and their refs. Not among them are those of which a snapshot is being made:
+// their clean copies are the snapshot's to write.
+func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) (lacked []int64, refs []manifest.Ref, err error) {
 	for _, block := range blocks {
 		ref, err := d.ref(ctx, v.image, block)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if ref.IsHole() {
 			continue
@@ -52,7 +50,7 @@ func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manife
 		layer, _ := d.place(block)
 		has, err := layer.Has(block)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		own := d.writes != nil && layer == d.writes.clean
 		if has || own && d.seals(v, block) {
@@ -60,7 +58,7 @@ func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manife
 		}
 		lacked, refs = append(lacked, block), append(refs, ref)
 	}
-	return manifest.GroupRuns(lacked, refs, maxRunGap, maxRunSpan), nil
+	return lacked, refs, nil
 }
 
 // Warm fetches blocks, ascending, in the background and keeps them. It looks
@@ -94,8 +92,8 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 	if err := d.trusted(); err != nil {
 		return err
 	}
-	runs, err := d.lacking(ctx, v, blocks)
-	for _, run := range runs {
+	blocks, refs, err := d.lacking(ctx, v, blocks)
+	for _, run := range manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan) {
 		if runErr := d.warmRun(ctx, v, run); err == nil {
 			err = runErr
 		}

@@ -32,11 +32,12 @@ type Device struct {
 	// Blocks of the lineage, as reads and as background work fetch them.
 	demand, background *blockstore.BlockReader
 
-	work    *work
-	flights flights
-	ahead   *readahead // nil if sequential readers get nothing ahead
-	census  census
-	stats   counters
+	work     *work
+	flights  flights
+	ahead    *readahead // nil if sequential readers get nothing ahead
+	recorder *recorder  // nil if no trace is recorded
+	census   census
+	stats    counters
 
 	// buffers of MaxBlockSize, for the hydrator and for merging back.
 	buffers sync.Pool
@@ -114,6 +115,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	v := d.view.acquire()
 	defer v.release()
+	d.record(v, off, int64(len(p)))
 	if err := d.read(ctx, v, p, off); err != nil {
 		return 0, fmt.Errorf("read %s at %d+%d: %w", d.name, off, len(p), err)
 	}

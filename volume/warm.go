@@ -1,10 +1,12 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"syscall"
 
 	"github.com/lazyvol/lazyvol/manifest"
@@ -33,6 +35,36 @@ func (d *Device) Plan(ctx context.Context, leaf int64) (runs []manifest.Run, nex
 		return nil, at.Leaf + 1, fmt.Errorf("plan hydration: %w", err)
 	}
 	return manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan), at.Leaf + 1, nil
+}
+
+// PlanBlocks returns the runs of those of the blocks, in any order, that the
+// root has and this host lacks, in the order of each run's first block.
+func (d *Device) PlanBlocks(ctx context.Context, blocks []int64) ([]manifest.Run, error) {
+	v := d.view.acquire()
+	defer v.release()
+	order := make(map[int64]int, len(blocks))
+	var sorted []int64
+	for i, block := range blocks {
+		if _, twice := order[block]; !twice && block >= 0 && block < v.blocks() {
+			order[block] = i
+			sorted = append(sorted, block)
+		}
+	}
+	slices.Sort(sorted)
+	lacked, refs, err := d.lacking(ctx, v, sorted)
+	if err != nil {
+		return nil, fmt.Errorf("plan blocks: %w", err)
+	}
+	runs := manifest.GroupRuns(lacked, refs, maxRunGap, aheadSpan)
+	first := func(r manifest.Run) int {
+		least := len(blocks)
+		for _, block := range r.Blocks {
+			least = min(least, order[block])
+		}
+		return least
+	}
+	slices.SortFunc(runs, func(a, b manifest.Run) int { return cmp.Compare(first(a), first(b)) })
+	return runs, nil
 }
 
 // lacking returns those of the blocks that the root has and this host lacks,

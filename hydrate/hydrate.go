@@ -33,6 +33,11 @@ type Source interface {
 	// too.
 	Plan(ctx context.Context, leaf int64) (runs []manifest.Run, next int64, err error)
 
+	// PlanBlocks returns the runs of those of some blocks that are still to fetch,
+	// in the order to fetch them. Blocks may be given in any order, twice, and not
+	// exist.
+	PlanBlocks(ctx context.Context, blocks []int64) ([]manifest.Run, error)
+
 	// Warm fetches a run into the cache. Blocks that are there by then are
 	// skipped. It returns ErrFull when there is no room for all, and fetches
 	// nothing that there is no room for. When some blocks fail, it still caches
@@ -53,6 +58,10 @@ type Options struct {
 	// Busy returns how many demand fetches are in flight right now. It is called
 	// before and after every run, and must not block. nil is never busy.
 	Busy func() int
+
+	// Blocks, unless nil, are all that is hydrated, in this order: a trace. What of
+	// them cannot be had, or has no room, is passed over.
+	Blocks []int64
 
 	// Log receives the changes worth telling a person of; nil discards them.
 	Log *slog.Logger
@@ -87,7 +96,7 @@ func New(s Source, o Options) *Hydrator {
 }
 
 // Run hydrates the source. It returns nil once every block was seen in the
-// cache or put there, and ctx.Err() when ctx ends before. It never gives up: it
+// cache or put there, or once it has been through [Options.Blocks], and ctx.Err() when ctx ends before. It never gives up: it
 // waits out a store in trouble, a full cache and a pause, and keeps retrying,
 // ever more rarely, what fails for other reasons. When it returns, every call
 // of the source has returned and every goroutine has ended.
@@ -106,6 +115,9 @@ func (h *Hydrator) Run(ctx context.Context) error {
 
 	s := newSchedule(h)
 	todo := everyLeaf()
+	if h.options.Blocks != nil {
+		todo = noLeaf()
+	}
 	for n := 0; ; n++ {
 		left, err := s.pass(ctx, todo)
 		if err != nil {

@@ -232,6 +232,8 @@ func (s *emptySource) Plan(_ context.Context, leaf int64) ([]manifest.Run, int64
 	return runs, leaf + 1, nil
 }
 
+func (s *emptySource) PlanBlocks(context.Context, []int64) ([]manifest.Run, error) { return nil, nil }
+
 func (s *emptySource) Warm(context.Context, manifest.Run) error {
 	s.calls.Add(1)
 	return nil

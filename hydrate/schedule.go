@@ -34,9 +34,14 @@ type warmed struct {
 
 type planned struct {
 	leaf, next int64
+	blocks     []int64 // instead of a leaf
 	runs       []manifest.Run
 	err        error
 }
+
+// batchBlocks is how many blocks of a trace are planned at once: enough to find
+// neighbours that one request can fetch, and few enough to keep their order.
+const batchBlocks = 64
 
 // A schedule decides what to start when. One goroutine, that of Hydrator.Run,
 // owns it; each call of the source has a goroutine of its own, which only sends
@@ -49,10 +54,11 @@ type schedule struct {
 	inflight int          // runs being warmed
 	planning bool
 
-	todo   agenda // leaves to plan in this pass
-	left   agenda // leaves to plan in the next
-	queue  []job  // planned and not started: few, or what one leaf has
-	faults int    // runs and leaves left behind in this pass
+	blocks []int64 // of the trace, to plan before any leaf
+	todo   agenda  // leaves to plan in this pass
+	left   agenda  // leaves to plan in the next
+	queue  []job   // planned and not started: few, or what one leaf has
+	faults int     // runs and leaves left behind in this pass
 
 	window      window
 	state       State     // Hydrating, or the trouble the last calls had
@@ -64,6 +70,7 @@ type schedule struct {
 func newSchedule(h *Hydrator) *schedule {
 	return &schedule{
 		h:       h,
+		blocks:  h.options.Blocks,
 		window:  newWindow(h.options.Workers),
 		warmed:  make(chan warmed, h.options.Workers),
 		planned: make(chan planned, 1),
@@ -80,7 +87,7 @@ func (s *schedule) pass(ctx context.Context, todo agenda) (left agenda, err erro
 		if wait := s.start(ctx); wait > 0 {
 			later = time.After(wait)
 		}
-		if s.inflight == 0 && !s.planning && len(s.queue) == 0 && s.todo.empty() {
+		if s.inflight == 0 && !s.planning && len(s.queue) == 0 && len(s.blocks) == 0 && s.todo.empty() {
 			return s.left, nil
 		}
 		select {
@@ -113,9 +120,15 @@ func (s *schedule) start(ctx context.Context) time.Duration {
 		if s.state != Hydrating && (s.inflight > 0 || s.planning) {
 			return 0 // one try at a time
 		}
-		if !s.planning && !s.todo.empty() && len(s.queue) < 4*s.h.options.Workers {
-			s.plan(ctx)
-			continue
+		if !s.planning && len(s.queue) < 4*s.h.options.Workers {
+			if len(s.blocks) > 0 {
+				s.planBlocks(ctx)
+				continue
+			}
+			if !s.todo.empty() {
+				s.plan(ctx)
+				continue
+			}
 		}
 		if len(s.queue) == 0 || !s.window.admits(s.inflight) || s.inflight > 0 && s.h.options.Busy() > 0 {
 			return 0
@@ -133,7 +146,16 @@ func (s *schedule) plan(ctx context.Context) {
 	leaf := s.todo.first()
 	s.calls.Go(func() {
 		runs, next, err := s.h.source.Plan(ctx, leaf)
-		s.planned <- planned{leaf, max(next, leaf+1), runs, err}
+		s.planned <- planned{leaf: leaf, next: max(next, leaf+1), runs: runs, err: err}
+	})
+}
+
+func (s *schedule) planBlocks(ctx context.Context) {
+	s.planning = true
+	blocks := s.blocks[:min(len(s.blocks), batchBlocks)]
+	s.calls.Go(func() {
+		runs, err := s.h.source.PlanBlocks(ctx, blocks)
+		s.planned <- planned{blocks: blocks, runs: runs, err: err}
 	})
 }
 
@@ -153,6 +175,10 @@ func (s *schedule) settlePlan(p planned) {
 	if s.state == Waiting && !down { // that the cache has room a plan does not show
 		s.heal()
 	}
+	if p.blocks != nil {
+		s.settleBlocks(p)
+		return
+	}
 	switch {
 	case p.err == nil:
 		s.todo.strike(p.next)
@@ -169,11 +195,29 @@ func (s *schedule) settlePlan(p planned) {
 	}
 }
 
+// settleBlocks is settlePlan for a part of a trace.
+func (s *schedule) settleBlocks(p planned) {
+	if errors.Is(p.err, ErrUnavailable) {
+		s.outage(fmt.Errorf("plan %d blocks from block %d: %w", len(p.blocks), p.blocks[0], p.err))
+		return
+	}
+	s.blocks = s.blocks[len(p.blocks):]
+	if p.err != nil {
+		s.fault(fmt.Errorf("plan %d blocks from block %d: %w", len(p.blocks), p.blocks[0], p.err))
+		return
+	}
+	for _, run := range p.runs {
+		s.queue = append(s.queue, job{run: run})
+	}
+}
+
 func (s *schedule) settleRun(r warmed) {
 	switch {
 	case r.err == nil:
 		s.heal()
 		s.count(r.run)
+	case errors.Is(r.err, ErrFull) && s.h.options.Blocks != nil:
+		s.blocks, s.queue = nil, nil // what is touched next would evict what comes first
 	case errors.Is(r.err, ErrFull):
 		s.queue = slices.Insert(s.queue, 0, r.job)
 		s.full()
@@ -182,6 +226,9 @@ func (s *schedule) settleRun(r warmed) {
 		// all others.
 		s.queue = slices.Insert(s.queue, min(1, len(s.queue)), r.job)
 		s.outage(r.describe())
+	case s.h.options.Blocks != nil:
+		s.heal()
+		s.fault(r.describe())
 	default:
 		s.heal()
 		s.leaveBehind(r.leaf, r.describe())
@@ -259,12 +306,17 @@ func (s *schedule) heal() {
 
 // leaveBehind leaves what failed in leaf for the next pass.
 func (s *schedule) leaveBehind(leaf int64, fault error) {
-	s.h.note(func(r *record) { r.errors++; r.fault = fault })
 	s.left.add(leaf)
 	s.faults++
 	if s.faults == 1 {
 		s.h.options.Log.Warn("hydration leaves a run behind", "err", fault)
 	}
+	s.fault(fault)
+}
+
+// fault notes what failed for a reason of its own.
+func (s *schedule) fault(fault error) {
+	s.h.note(func(r *record) { r.errors++; r.fault = fault })
 	if s.faultsInRow++; s.faultsInRow >= maxFaultsInRow {
 		s.window.shrink()
 		s.holdUntil = time.Now().Add(backoff(s.faultsInRow-maxFaultsInRow, storeRetryMin, storeRetryMax))

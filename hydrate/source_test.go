@@ -35,8 +35,9 @@ type source struct {
 
 	// Faults to inject; nil never fails. They are called with the number of the
 	// call and before anything happens.
-	planFault func(call int, leaf int64) error
-	warmFault func(call int, block int64) error
+	planFault   func(call int, leaf int64) error
+	warmFault   func(call int, block int64) error
+	blocksFault func(first int64) error // of PlanBlocks
 
 	mu          sync.Mutex // guards what follows
 	present     map[int64]bool
@@ -95,6 +96,28 @@ func (s *source) Plan(ctx context.Context, leaf int64) ([]manifest.Run, int64, e
 		}
 	}
 	return runs, leaf + 1, nil
+}
+
+// PlanBlocks returns a run for each block that exists and is missing.
+func (s *source) PlanBlocks(ctx context.Context, blocks []int64) ([]manifest.Run, error) {
+	if s.blocksFault != nil {
+		if err := s.blocksFault(blocks[0]); err != nil {
+			return nil, err
+		}
+	}
+	if err := sleep(ctx, planTime); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var runs []manifest.Run
+	for _, block := range blocks {
+		leaf, at := block/manifest.LeafBlocks, int(block%manifest.LeafBlocks)
+		if leaf < int64(len(s.leaves)) && at < s.leaves[leaf]*blocksPerRun && !s.present[block] {
+			runs = append(runs, manifest.Run{Blocks: []int64{block}, Refs: []manifest.Ref{{Length: s.stored}}})
+		}
+	}
+	return runs, nil
 }
 
 func (s *source) Warm(ctx context.Context, run manifest.Run) error {

@@ -27,6 +27,7 @@ func TestFormatPageAgreesWithTheCode(t *testing.T) {
 	leaf.Set(0, testRef())
 	for name, encoded := range map[string][]byte{
 		"leaf": leaf.Encode(), "section": testSection(t).Encode(), "root": testRoot().Encode(),
+		"trace": encodedTrace(t, testTrace()),
 	} {
 		if want := hexExample(t, page, name); !bytes.Equal(encoded, want) {
 			t.Errorf("%s encodes to %x, and the page says %x", name, encoded, want)
@@ -55,6 +56,7 @@ func TestFormatPageAgreesWithTheCode(t *testing.T) {
 		"MaxPackSlots": manifest.MaxPackSlots, "SectionPacks": manifest.SectionPacks, "MaxSectionLength": manifest.MaxSectionLength,
 		"LeavesPartSize": manifest.LeavesPartSize, "MaxRootLength": manifest.MaxRootLength,
 		"InlineRootMax": manifest.InlineRootMax, "MaxRecordLength": manifest.MaxRecordLength,
+		"MaxTraceBlocks": manifest.MaxTraceBlocks,
 	} {
 		if row := fmt.Sprintf("| `%s` | %d |", name, bound); !strings.Contains(page, row) {
 			t.Errorf("the page's table of bounds has no row %s", row)

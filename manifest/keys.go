@@ -17,6 +17,7 @@ const (
 	KindTombstones = "tombstones"
 	KindPins       = "pins"
 	KindMeta       = "meta"
+	KindTraces     = "traces"
 	KindData       = "data"
 )
 
@@ -55,8 +56,11 @@ func MetaKey(s SnapshotID) string { return snapshotKey(KindMeta, s) }
 // PinPrefix is what the keys of all pins on a snapshot begin with.
 func PinPrefix(s SnapshotID) string { return snapshotKey(KindPins, s) + "/" }
 
-// PinKey is where a holder's [Pin] on a snapshot lies. The holder is as [ValidHolder] says.
+// PinKey is where a holder's [Pin] on a snapshot lies. The holder is as [ValidName] says.
 func PinKey(s SnapshotID, holder string) string { return PinPrefix(s) + holder }
+
+// TraceKey is where a [Trace] of a snapshot lies. The name is as [ValidName] says.
+func TraceKey(s SnapshotID, name string) string { return snapshotKey(KindTraces, s) + "/" + name }
 
 // DataPrefix is what the keys of a snapshot's packs, leaves and root begin with.
 func DataPrefix(s SnapshotID) string { return snapshotKey(KindData, s) + "/" }
@@ -86,18 +90,18 @@ func numberedKey(s SnapshotID, folder string, n uint32) string {
 	return fmt.Sprintf("%s%s%0*d", DataPrefix(s), folder, numberDigits, n)
 }
 
-// maxHolderLen bounds the name of a pin's holder, in bytes.
-const maxHolderLen = 64
+// maxNameLen bounds the name of a pin's holder and that of a trace, in bytes.
+const maxNameLen = 64
 
-// ValidHolder reports whether s can name the holder of a pin: 1 to 64 lower-case letters, digits
-// and dashes, as a volume's id is.
-func ValidHolder(s string) bool {
+// ValidName reports whether s can name the holder of a pin, or a trace: 1 to 64 lower-case letters,
+// digits and dashes, as a volume's id is.
+func ValidName(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'z') && c != '-' {
 			return false
 		}
 	}
-	return len(s) >= 1 && len(s) <= maxHolderLen
+	return len(s) >= 1 && len(s) <= maxNameLen
 }
 
 // ParseLineageKey is the inverse of [LineageKey]. Its error wraps [ErrID].
@@ -123,10 +127,20 @@ func ParseSnapshotKey(kind string, key string) (SnapshotID, error) {
 func ParsePinKey(key string) (s SnapshotID, holder string, err error) {
 	id, holder, _ := strings.Cut(strings.TrimPrefix(key, KindPrefix(KindPins)), "/")
 	s, err = ParseSnapshotID(id)
-	if err != nil || key != PinKey(s, holder) || !ValidHolder(holder) {
+	if err != nil || key != PinKey(s, holder) || !ValidName(holder) {
 		return SnapshotID{}, "", fmt.Errorf("%w: key %q is not a pin's", ErrID, key)
 	}
 	return s, holder, nil
+}
+
+// ParseTraceKey is the inverse of [TraceKey]. Its error wraps [ErrID].
+func ParseTraceKey(key string) (s SnapshotID, name string, err error) {
+	id, name, _ := strings.Cut(strings.TrimPrefix(key, KindPrefix(KindTraces)), "/")
+	s, err = ParseSnapshotID(id)
+	if err != nil || key != TraceKey(s, name) || !ValidName(name) {
+		return SnapshotID{}, "", fmt.Errorf("%w: key %q is not a trace's", ErrID, key)
+	}
+	return s, name, nil
 }
 
 // ParsePackKey returns which of its owner's packs the key is that of: the inverse of [PackKey]. Its

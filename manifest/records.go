@@ -101,7 +101,7 @@ type Tombstone struct {
 type Pin struct {
 	Version   int        `json:"version"`
 	Snapshot  SnapshotID `json:"snapshot"`
-	Holder    string     `json:"holder"`              // as in its key: see [ValidHolder]
+	Holder    string     `json:"holder"`              // as in its key: see [ValidName]
 	Host      string     `json:"host,omitempty"`      // the holder's, for people
 	Unchecked bool       `json:"unchecked,omitempty"` // it may have come after the tombstone: its holder must not count on it
 	Mounted   time.Time  `json:"mounted"`

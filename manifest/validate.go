@@ -167,7 +167,7 @@ func (r Tombstone) validate() error {
 func (r Pin) validate() error {
 	return cmp.Or(
 		checkSnapshot(r.Snapshot),
-		check(ValidHolder(r.Holder), "holder", r.Holder),
+		check(ValidName(r.Holder), "holder", r.Holder),
 		check(len(r.Host) <= maxHostLength, "host", r.Host),
 		checkTime("mounted", r.Mounted),
 	)

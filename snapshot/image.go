@@ -264,6 +264,16 @@ func (s *Store) Load(ctx context.Context, outcome manifest.Outcome) (*Image, err
 	return &Image{Outcome: outcome, Root: root, objects: s.objects}, nil
 }
 
+// RootOf returns the root of a committed snapshot, deleted or not, verified
+// against its outcome. The caller's pin stands.
+func (s *Store) RootOf(ctx context.Context, id manifest.SnapshotID) (*manifest.Root, error) {
+	_, root, err := s.committed(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the root of %s: %w", id, err)
+	}
+	return root, nil
+}
+
 // KeepPinned makes sure that the holder's pin on a snapshot, made before,
 // stands: if it is gone the snapshot is pinned anew, and ErrNotFound if it was
 // deleted meanwhile. After any other error it may be called again.

@@ -118,7 +118,10 @@ func (w *survey) tidy(ctx context.Context, dead []manifest.SnapshotID) error {
 	if err != nil {
 		return err
 	}
-	var keys []string
+	keys, err := w.store.tracesOf(ctx, w.lineage, dead)
+	if err != nil {
+		return err
+	}
 	for id := range w.progress {
 		if _, ended := w.outcomes[id]; ended {
 			keys = append(keys, manifest.ProgressKey(id))

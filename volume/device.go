@@ -32,9 +32,11 @@ type Device struct {
 	// Blocks of the lineage, as reads and as background work fetch them.
 	demand, background *blockstore.BlockReader
 
-	work    *work
-	flights flights
-	census  census
+	work     *work
+	flights  flights
+	ahead    *readahead // nil if sequential readers get nothing ahead
+	recorder *recorder  // nil if no trace is recorded
+	census   census
 
 	// What the host's budget may evict from; opened says that the view is set.
 	shared []*evictable
@@ -78,6 +80,9 @@ func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.Line
 		background: &blockstore.BlockReader{Store: h.Background, Lineage: lineage, BlockSize: g.BlockSize},
 		work:       newWork(),
 	}
+	if h.ReadAhead > 0 {
+		d.ahead = newReadahead(g.BlockSize, h.ReadAhead)
+	}
 	d.flights.table = make(map[flightKey]*flight)
 	d.buffers.New = func() any { b := make([]byte, manifest.MaxBlockSize); return &b }
 	return d
@@ -116,6 +121,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	v := d.view.acquire()
 	defer v.release()
+	d.record(v, off, int64(len(p)))
 	if err := d.read(ctx, v, p, off); err != nil {
 		return 0, fmt.Errorf("read %s at %d+%d: %w", d.name, off, len(p), err)
 	}
@@ -129,6 +135,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // few requests as that takes, the rest. The range lies within the device.
 func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 	var missing []piece
+	start, n := off, int64(len(p))
 	for len(p) > 0 {
 		page := off / manifest.PageSize
 		pages := (off+int64(len(p))-1)/manifest.PageSize - page + 1
@@ -150,6 +157,7 @@ func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 		}
 		p, off = p[len(part):], off+int64(len(part))
 	}
+	d.readAhead(v, start, n, len(missing) > 0)
 	return d.readMissing(ctx, v, missing)
 }
 

@@ -137,24 +137,21 @@ func (d *Device) fillHoles(ctx context.Context, v *view, pieces []piece) (cold [
 func (d *Device) fetch(v *view, pieces []piece, refs []manifest.Ref) []*flight {
 	var (
 		all     = make([]*flight, len(pieces))
-		own     = make(map[int64]*flight)
-		blocks  []int64 // of own, ascending
+		blocks  []int64 // to be started, ascending
 		ownRefs []manifest.Ref
 	)
 	d.flights.mu.Lock()
 	defer d.flights.mu.Unlock()
 	for i, piece := range pieces {
-		key := flightKey{v.image, piece.block}
-		all[i] = d.flights.table[key]
+		all[i] = d.flights.table[flightKey{v.image, piece.block}]
 		if all[i] != nil || d.landed(v, piece) {
 			continue
 		}
-		f := &flight{done: make(chan struct{})}
-		all[i], own[piece.block], d.flights.table[key] = f, f, f
+		all[i] = d.flights.add(v, piece.block)
 		blocks, ownRefs = append(blocks, piece.block), append(ownRefs, refs[i])
 	}
 	for _, run := range manifest.GroupRuns(blocks, ownRefs, maxRunGap, maxRunSpan) {
-		d.launch(v, run, own)
+		d.launch(v, run)
 	}
 	return all
 }
@@ -165,8 +162,20 @@ func (d *Device) landed(v *view, p piece) bool {
 	return hit && err == nil // only a closed layer fails, and then no flight starts
 }
 
-// launch starts the flights of one run. d.flights.mu is held.
-func (d *Device) launch(v *view, run manifest.Run, own map[int64]*flight) {
+// add puts a new flight into the table. f.mu is held.
+func (f *flights) add(v *view, block int64) *flight {
+	flight := &flight{done: make(chan struct{})}
+	f.table[flightKey{v.image, block}] = flight
+	return flight
+}
+
+// launch starts the flights of one run, which are in the table. d.flights.mu is
+// held.
+func (d *Device) launch(v *view, run manifest.Run) {
+	own := make([]*flight, len(run.Blocks))
+	for i, block := range run.Blocks {
+		own[i] = d.flights.table[flightKey{v.image, block}]
+	}
 	v.refs.Add(1) // so that what the flight reads stays pinned
 	d.flights.count.Add(1)
 	started := d.work.start(func(ctx context.Context) {
@@ -179,16 +188,16 @@ func (d *Device) launch(v *view, run manifest.Run, own map[int64]*flight) {
 	}
 	v.release()
 	d.flights.count.Add(-1)
-	for _, block := range run.Blocks {
-		own[block].err = errClosed
-		close(own[block].done)
+	for i, block := range run.Blocks {
+		own[i].err = errClosed
+		close(own[i].done)
 		delete(d.flights.table, flightKey{v.image, block})
 	}
 }
 
 // fly fetches the blocks of one run, hands each to its readers as soon as it
 // is verified, and keeps it.
-func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int64]*flight) {
+func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own []*flight) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
 	defer cancel()
 	_, n := run.Span()
@@ -204,12 +213,12 @@ func (d *Device) fly(ctx context.Context, v *view, run manifest.Run, own map[int
 	}
 	// Its own error is the first of those that it reports.
 	_ = d.demand.ReadRun(ctx, run.Refs, buffer, func(i int, err error) {
-		block := run.Blocks[i]
 		if err != nil {
-			d.abort(v, block, own[block], err)
+			d.abort(v, run.Blocks[i], own[i], err)
 		} else {
-			d.land(v, block, own[block], buffers[i])
+			d.land(v, run.Blocks[i], own[i], buffers[i])
 		}
+		own[i], buffers[i] = nil, nil // readers have it; a long run holds no more than it must
 	})
 }
 

@@ -37,6 +37,10 @@ type Host struct {
 	// before it fails with EIO; more than 0.
 	ReadDeadline time.Duration
 
+	// ReadAhead is how many bytes are fetched ahead of a sequential reader at a
+	// time, in one device; as much again may be on its way. 0 is none.
+	ReadAhead int64
+
 	// Budget bounds the clean bytes, and evicts some when the disk is full; nil does
 	// neither. It is this process's own.
 	Budget *Budget

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,10 +63,10 @@ type Record struct {
 	// pins it has yet to remove.
 	Unpin []manifest.SnapshotID `json:"unpin,omitempty"`
 
-	// Checksum, in the file alone, is the CRC32C of the record's encoding without
-	// it; 0: unknown. With one bit flipped a record may be another valid one, of a
-	// volume without a root, for instance, which reads as zeros.
-	Checksum uint32 `json:"crc32c,omitempty"`
+	// Checksum is the CRC32C, in hex, of the encoded record without it: a disk
+	// that flips a bit of a layer's number must not make us take the layer for a
+	// leftover.
+	Checksum string `json:"checksum"`
 }
 
 // Pending is the attempt to snapshot the sealed layer.
@@ -117,11 +119,8 @@ func decodeRecord(data []byte) (Record, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return r, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 	}
-	if sum := r.Checksum; sum != 0 {
-		r.Checksum = 0
-		if encoded, err := r.encode(); err != nil || manifest.Checksum(encoded) != sum {
-			return r, fmt.Errorf("%w: it does not have its checksum", manifest.ErrCorrupt)
-		}
+	if encoded, err := r.encode(); err != nil || !bytes.Equal(encoded, data) {
+		return r, fmt.Errorf("%w: its checksum is wrong", manifest.ErrCorrupt)
 	}
 	if r.Creating {
 		return r, nil
@@ -137,22 +136,30 @@ func decodeRecord(data []byte) (Record, error) {
 
 // save replaces the record durably.
 func (r *Record) save(fsys vfs.FS, dir string) error {
-	summed := *r
-	data, err := summed.encode()
+	data, err := r.encode()
 	if err != nil {
 		return err
 	}
-	summed.Checksum = manifest.Checksum(data)
-	if data, err = summed.encode(); err != nil {
-		return err
-	}
-	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, recordName), append(data, '\n')); err != nil {
+	if err := vfs.WriteFileAtomic(fsys, filepath.Join(dir, recordName), data); err != nil {
 		return fmt.Errorf("write the record of %s: %w", r.ID, err)
 	}
 	return nil
 }
 
-func (r *Record) encode() ([]byte, error) { return json.MarshalIndent(r, "", "  ") }
+// encode returns the record with its checksum.
+func (r *Record) encode() ([]byte, error) {
+	sealed := *r
+	sealed.Checksum = ""
+	data, err := json.Marshal(&sealed)
+	if err != nil {
+		return nil, err
+	}
+	sealed.Checksum = fmt.Sprintf("%08x", manifest.Checksum(data))
+	if data, err = json.MarshalIndent(&sealed, "", "  "); err != nil {
+		return nil, err
+	}
+	return append(data, '\n'), nil
+}
 
 // clone returns a copy that shares nothing which may change.
 func (r *Record) clone() Record {
@@ -172,6 +179,29 @@ func saveRoot(fsys vfs.FS, dir string, root *manifest.Root) error {
 		return fmt.Errorf("keep a copy of the root of %s: %w", root.Snapshot, err)
 	}
 	return nil
+}
+
+// root returns the root through which a volume reads: the local copy or, if that
+// is damaged, the store's, which then takes its place.
+func (h *Host) root(dir string, r *Record) (*manifest.Root, error) {
+	root, err := loadRoot(h.FS, dir, *r.Root, manifest.Hash(r.RootHash))
+	if err == nil {
+		return root, nil
+	}
+	h.Log.Warn("fetching a root again", "snapshot", r.Root, "error", err)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), h.ReadDeadline, errDeadline)
+	defer cancel()
+	fetched, fetchErr := h.Store.RootOf(ctx, *r.Root)
+	if fetchErr == nil && fetched.Hash() != manifest.Hash(r.RootHash) {
+		fetchErr = fmt.Errorf("the root of %s in %s is another one: %w", r.Root, h.Store, manifest.ErrCorrupt)
+	}
+	if fetchErr == nil {
+		fetchErr = saveRoot(h.mustKeep(), dir, fetched)
+	}
+	if fetchErr != nil {
+		return nil, errors.Join(err, fetchErr)
+	}
+	return fetched, nil
 }
 
 func loadRoot(fsys vfs.FS, dir string, id manifest.SnapshotID, hash manifest.Hash) (*manifest.Root, error) {

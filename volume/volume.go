@@ -49,8 +49,8 @@ type Volume struct {
 	record Record
 }
 
-// OpenVolume opens a volume for this process alone. It asks the store nothing:
-// Settle does that. What was written before is there: all of it if this is the
+// OpenVolume opens a volume for this process alone. It asks the store nothing,
+// unless the local copy of its root is damaged: Settle does that. What was written before is there: all of it if this is the
 // boot in which it was written, else all that was synced. ErrNotFound, ErrInUse.
 func (h *Host) OpenVolume(id manifest.VolumeID) (_ *Volume, err error) {
 	dir := Dir(h.State, id)
@@ -158,7 +158,7 @@ func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 
 	var image *snapshot.Image
 	if r.Root != nil {
-		root, err := loadRoot(h.FS, dir, *r.Root, manifest.Hash(r.RootHash))
+		root, err := h.root(dir, r)
 		if err != nil {
 			return nil, err
 		}

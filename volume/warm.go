@@ -1,10 +1,12 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -25,23 +27,51 @@ func (d *Device) Plan(ctx context.Context, leaf int64) (runs []manifest.Run, nex
 	for i := range blocks {
 		blocks[i] = at.Leaf*manifest.LeafBlocks + int64(i)
 	}
-	runs, err = d.lacking(ctx, v, blocks)
+	blocks, refs, err := d.lacking(ctx, v, blocks)
 	if err != nil {
 		return nil, at.Leaf + 1, fmt.Errorf("plan hydration: %w", err)
 	}
-	return runs, at.Leaf + 1, nil
+	return manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan), at.Leaf + 1, nil
 }
 
-// lacking returns, as runs, those of the blocks, ascending, that the root has
-// and this host lacks. Not among them are those of which a snapshot is being
-// made: their clean copies are the snapshot's to write.
-func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manifest.Run, error) {
-	var lacked []int64
-	var refs []manifest.Ref
+// PlanBlocks returns the runs of those of the blocks, in any order, that the
+// root has and this host lacks, in the order of each run's first block.
+func (d *Device) PlanBlocks(ctx context.Context, blocks []int64) ([]manifest.Run, error) {
+	v := d.view.acquire()
+	defer v.release()
+	order := make(map[int64]int, len(blocks))
+	var sorted []int64
+	for i, block := range blocks {
+		if _, twice := order[block]; !twice && block >= 0 && block < v.blocks() {
+			order[block] = i
+			sorted = append(sorted, block)
+		}
+	}
+	slices.Sort(sorted)
+	lacked, refs, err := d.lacking(ctx, v, sorted)
+	if err != nil {
+		return nil, fmt.Errorf("plan blocks: %w", err)
+	}
+	runs := manifest.GroupRuns(lacked, refs, maxRunGap, aheadSpan)
+	first := func(r manifest.Run) int {
+		least := len(blocks)
+		for _, block := range r.Blocks {
+			least = min(least, order[block])
+		}
+		return least
+	}
+	slices.SortFunc(runs, func(a, b manifest.Run) int { return cmp.Compare(first(a), first(b)) })
+	return runs, nil
+}
+
+// lacking returns those of the blocks that the root has and this host lacks,
+// and their refs. Not among them are those of which a snapshot is being made:
+// their clean copies are the snapshot's to write.
+func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) (lacked []int64, refs []manifest.Ref, err error) {
 	for _, block := range blocks {
 		ref, err := d.ref(ctx, v.image, block)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if ref.IsHole() {
 			continue
@@ -49,7 +79,7 @@ func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manife
 		layer, _ := d.place(block)
 		has, err := layer.Has(block)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		own := d.writes != nil && layer == d.writes.clean
 		if has || own && d.seals(v, block) {
@@ -57,7 +87,7 @@ func (d *Device) lacking(ctx context.Context, v *view, blocks []int64) ([]manife
 		}
 		lacked, refs = append(lacked, block), append(refs, ref)
 	}
-	return manifest.GroupRuns(lacked, refs, maxRunGap, maxRunSpan), nil
+	return lacked, refs, nil
 }
 
 // Warm fetches blocks, ascending, in the background and keeps them. It looks
@@ -86,8 +116,8 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 	if err := d.trusted(); err != nil {
 		return err
 	}
-	runs, err := d.lacking(ctx, v, blocks)
-	for _, run := range runs {
+	blocks, refs, err := d.lacking(ctx, v, blocks)
+	for _, run := range manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan) {
 		fitting, full := d.host.Budget.admitSome(len(run.Blocks), int64(d.geometry.BlockSize), false)
 		if fitting > 0 {
 			run.Blocks, run.Refs = run.Blocks[:fitting], run.Refs[:fitting]

@@ -306,7 +306,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if !errors.Is(err, errNoDaemon) {
 		return err
 	}
-	v, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+	v, _, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
 	if err != nil {
 		return err
 	}

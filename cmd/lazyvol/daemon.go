@@ -31,6 +31,8 @@ type daemon struct {
 	dir      string // its folder: log, control socket
 	device   *volume.Device
 	volume   *volume.Volume // nil for a snapshot
+	trace    tracing
+	replay   *hydrate.Hydrator // of a trace, before the hydrator runs; nil if there is none
 	hydrator *hydrate.Hydrator
 	log      *slog.Logger
 
@@ -134,6 +136,9 @@ func (d *daemon) settle(ctx context.Context) {
 // when that one ends.
 func (d *daemon) hydrate(ctx context.Context) {
 	const pause = 2 * time.Second
+	if d.replay != nil && d.replay.Run(ctx) != nil {
+		return // ctx has ended
+	}
 	for {
 		lock, err := io.Closer(nil), error(vfs.ErrLocked)
 		if !d.paused.Load() { // who pauses must not keep the others from hydrating
@@ -229,8 +234,14 @@ func (d *daemon) handler(work context.Context) http.Handler {
 func (d *daemon) pause(paused bool) {
 	d.paused.Store(paused)
 	if paused {
+		if d.replay != nil {
+			d.replay.Pause()
+		}
 		d.hydrator.Pause()
 		return
+	}
+	if d.replay != nil {
+		d.replay.Resume()
 	}
 	d.hydrator.Resume()
 	select {

@@ -31,6 +31,7 @@ type mountFlags struct {
 	cacheSize    byteSize
 	allowOther   bool
 	uid, gid     uint32
+	trace        traceFlags
 }
 
 func (f *mountFlags) register(c *cobra.Command) {
@@ -39,6 +40,7 @@ func (f *mountFlags) register(c *cobra.Command) {
 	flags.Var(&f.hydrateRate, "hydrate-rate", "fetch at most so many bytes a second in the background, as 100MiB")
 	flags.DurationVar(&f.readDeadline, "read-deadline", defaultReadDeadline, "how long a read waits for the store before it fails")
 	flags.Var(&f.cacheSize, "cache-size", "keep at most so many `bytes` on this host that the store has too, of all volumes and mounts together: what was used least recently goes first (default: leave a tenth of the filesystem free)")
+	f.trace.register(flags)
 	flags.BoolVar(&f.allowOther, "allow-other", false, "let other users in")
 	flags.Uint32Var(&f.uid, "uid", 0, "owner of the file")
 	flags.Uint32Var(&f.gid, "gid", 0, "group of the file")
@@ -59,6 +61,7 @@ func (f *mountFlags) args() []string {
 	if f.allowOther {
 		args = append(args, "--allow-other")
 	}
+	args = append(args, f.trace.args()...)
 	return append(args, fmt.Sprintf("--uid=%d", f.uid), fmt.Sprintf("--gid=%d", f.gid))
 }
 
@@ -66,7 +69,7 @@ func (f *mountFlags) check() error {
 	if f.readDeadline <= 0 {
 		return usageError{errors.New("--read-deadline must be positive")}
 	}
-	return nil
+	return f.trace.check()
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -204,45 +207,47 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 		return err
 	}
 	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
+	d.trace = tracing{f.trace, store.Store, device, []manifest.SnapshotID{id}, log}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, device.Close())
 }
 
 func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags, log *slog.Logger, ready *readiness) error {
-	v, err := a.openVolume(ctx, target, f, log)
+	v, store, err := a.openVolume(ctx, target, f, log)
 	if err != nil {
 		return err
 	}
 	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1)}
+	d.trace = tracing{f.trace, store, v.Device, tracesOf(v.Record()), log}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, v.Close())
 }
 
-// openVolume opens a volume with its own store, and lets the store have a say
+// openVolume opens a volume and its own store, and lets the store have a say
 // before anything is served: wrong credentials are better told now than by
 // reads that fail. A store that does not answer is no obstacle.
-func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log *slog.Logger) (*volume.Volume, error) {
+func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log *slog.Logger) (*volume.Volume, *snapshot.Store, error) {
 	const patience = 10 * time.Second
 	id, err := manifest.ParseVolumeID(target)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, nil, usageError{err}
 	}
 	record, err := volume.ReadRecord(vfs.OS(), a.state, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	store, err := a.openRemote(ctx, record.StoreURL, f.readDeadline)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	host, err := a.host(store, f.readDeadline, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
 	v, err := a.openFree(ctx, host, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -257,9 +262,9 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 	case isAny(err, blockstore.ErrUnavailable, context.DeadlineExceeded) && ctx.Err() == nil:
 		fmt.Fprintf(a.stderr, "lazyvol: warning: the store does not answer; reads of what is not cached will wait for it: %v\n", err)
 	default:
-		return nil, errors.Join(err, v.Close())
+		return nil, nil, errors.Join(err, v.Close())
 	}
-	return v, nil
+	return v, store.Store, nil
 }
 
 // openFree opens a volume. One that a short command, such as status, is looking
@@ -300,8 +305,12 @@ func (a *app) serveMount(ctx context.Context, d *daemon, f *mountFlags, ready *r
 	if f.noHydrate {
 		d.pause(true)
 	}
+	var err error
+	if d.replay, err = d.trace.begin(ctx); err != nil {
+		return err
+	}
 	o := fs.Options{AllowOther: f.allowOther, UID: f.uid, GID: f.gid, ReadDeadline: f.readDeadline}
-	return d.serve(ctx, o, func() error {
+	err = d.serve(ctx, o, func() error {
 		if ready.background() {
 			if err := logToFile(d.dir); err != nil {
 				return err
@@ -309,4 +318,5 @@ func (a *app) serveMount(ctx context.Context, d *daemon, f *mountFlags, ready *r
 		}
 		return ready.ready(d.mountpoint)
 	})
+	return errors.Join(err, d.trace.end(ctx))
 }

@@ -53,6 +53,12 @@ func (d *daemon) statusJSON() []byte {
 
 func (d *daemon) status() statusJSON {
 	p := d.hydrator.Progress()
+	replaying := false
+	if d.replay != nil {
+		if r := d.replay.Progress(); r.State != hydrate.Done {
+			p, replaying = r, true
+		}
+	}
 	s := describeDevice(d.id, d.device.Stats())
 	s.Mountpoint, s.PID, s.Rate = d.mountpoint, os.Getpid(), p.Rate
 	if p.LastError != nil {
@@ -62,7 +68,7 @@ func (d *daemon) status() statusJSON {
 	switch {
 	case missing <= 0:
 		s.State = hydrate.Done.String()
-	case d.paused.Load():
+	case d.paused.Load() && !replaying:
 		s.State = hydrate.Paused.String()
 	case p.State == hydrate.Done: // what is missing was evicted, or could not be kept
 		s.State = hydrate.Hydrating.String()

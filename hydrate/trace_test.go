@@ -3,6 +3,7 @@ package hydrate_test
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,9 +67,9 @@ func TestEmptyTraceFetchesNothing(t *testing.T) {
 func TestTraceWaitsOutAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource(t, 10, 10, 10)
-		calls := 0
+		var calls atomic.Int64
 		down := func() error {
-			if calls++; calls%3 != 0 {
+			if calls.Add(1)%3 != 0 {
 				return hydrate.ErrUnavailable
 			}
 			return nil

@@ -66,7 +66,11 @@ func (r *BlockReader) ReadRun(ctx context.Context, refs []manifest.Ref, dst func
 				break
 			}
 		}
-		if err := run.fetch(ctx); err != nil {
+		fetch := run.fetch
+		if try == tableReads {
+			fetch = run.fetchEach // what is cut off behind the others must not take them along
+		}
+		if err := fetch(ctx); err != nil {
 			run.fail(err)
 			break
 		}
@@ -191,6 +195,22 @@ func (run *runRead) fetch(ctx context.Context) error {
 			continue
 		}
 		run.finish(i, nil)
+	}
+	run.pending = still
+	return nil
+}
+
+// fetchEach is fetch with a request for each pending block.
+func (run *runRead) fetchEach(ctx context.Context) error {
+	all := run.pending
+	var still []int
+	for n, i := range all {
+		run.pending = []int{i}
+		if err := run.fetch(ctx); err != nil {
+			run.pending = append(still, all[n:]...)
+			return err
+		}
+		still = append(still, run.pending...)
 	}
 	run.pending = still
 	return nil

@@ -150,6 +150,11 @@ func TestCutPackIsCorrupt(t *testing.T) {
 		if err := errs[9]; !errors.Is(err, blockstore.ErrCorrupt) {
 			t.Errorf("cut to %d bytes, the last block: %v", n, err)
 		}
+		for i, ref := range p.refs {
+			if whole := int(ref.Offset+ref.Length) <= n; whole != (errs[i] == nil) {
+				t.Errorf("cut to %d bytes, block %d, which is there: %t, %v", n, i, whole, errs[i])
+			}
+		}
 	}
 }
 

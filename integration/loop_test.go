@@ -32,7 +32,7 @@ func TestColdReadsOfALoopDeviceAreFetchedAtOnce(t *testing.T) {
 	s, gate := newGatedStore(t)
 	h := newHost(t, s)
 	disk := randomBytes(1, depth*blockSize)
-	device := h.attach(h.ok("snapshot", "create", h.image(disk)), "--no-hydrate", "--read-deadline=10m")
+	device := h.attach(h.ok("snapshot", "create", h.image(disk)), "--no-hydrate", "--read-ahead=0", "--read-deadline=10m")
 	f := openDirect(t, device, os.O_RDONLY)
 	gate.close(requests, gets("packs"))
 	defer gate.open() // those who wait, should the test fail
@@ -137,7 +137,7 @@ func TestFullQueuesTakeBoundedMemory(t *testing.T) {
 	h := newHost(t, s)
 	disk := randomBytes(1, size)
 	vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
-	device := h.attach(vol, "--no-hydrate", "--read-deadline=10m")
+	device := h.attach(vol, "--no-hydrate", "--read-ahead=0", "--read-deadline=10m")
 	daemon := parse[status](t, h.ok("status", "--json", vol)).PID
 	f := openDirect(t, device, os.O_RDWR)
 	gate.close(requests, gets("packs"))

@@ -81,7 +81,7 @@ func TestMountedVolumeInAnyWeather(t *testing.T) {
 			original := string(disk)
 			first := h.ok("snapshot", "create", h.image(disk))
 			vol := h.ok("volume", "create", "--snapshot", first)
-			m := h.mount(vol, "--no-hydrate", "--read-deadline", deadline.String())
+			m := h.mount(vol, "--no-hydrate", "--read-ahead=0", "--read-deadline", deadline.String())
 			m.read(0, 4*mib)
 			change := func(off, n int) {
 				t.Helper()
@@ -94,7 +94,7 @@ func TestMountedVolumeInAnyWeather(t *testing.T) {
 				}
 			}
 			change(8*mib, mib)
-			hydrating := newHost(t, far).mount(first, "--no-hydrate", "--read-deadline", deadline.String())
+			hydrating := newHost(t, far).mount(first, "--no-hydrate", "--read-ahead=0", "--read-deadline", deadline.String())
 
 			w.begin(t, network)
 			hydrating.h.ok("hydrate", "--resume", hydrating.dir)

@@ -30,7 +30,7 @@ func TestStoreOutageStopsOnlyWhatNeedsTheStore(t *testing.T) {
 			disk := randomBytes(1, 32*mib)
 			vol := h.ok("volume", "create", "--snapshot", h.ok("snapshot", "create", h.image(disk)))
 			const deadline = 3 * time.Second
-			m := h.mount(vol, "--no-hydrate", "--read-deadline", deadline.String())
+			m := h.mount(vol, "--no-hydrate", "--read-ahead=0", "--read-deadline", deadline.String())
 			m.read(0, 4*mib)
 
 			over := outage(t, s)

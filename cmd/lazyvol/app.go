@@ -29,8 +29,8 @@ const (
 	demandRequests     = 64
 	backgroundRequests = 16
 
-	// readAhead keeps a gigabyte a second flowing over a round trip of 50 ms.
-	readAhead = 32 << 20
+	// defaultReadAhead keeps a gigabyte a second flowing over a round trip of 50 ms.
+	defaultReadAhead = 32 << 20
 
 	// leafCacheBytes holds the leaves of 256 GiB of address space.
 	leafCacheBytes = 32 << 20
@@ -214,7 +214,7 @@ func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*vol
 	return &volume.Host{
 		FS: vfs.OS(), State: a.state, Store: store.Store, Name: hostname(), Boot: boot, Leaves: leaves,
 		Demand: limited(demandRequests), Background: limited(backgroundRequests),
-		ReadDeadline: deadline, ReadAhead: readAhead, Log: log, Budget: volume.NewBudget(vfs.OS(), a.state, 0, log),
+		ReadDeadline: deadline, Log: log, Budget: volume.NewBudget(vfs.OS(), a.state, 0, log),
 	}, nil
 }
 

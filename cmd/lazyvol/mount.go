@@ -30,6 +30,7 @@ type mountFlags struct {
 	readDeadline time.Duration
 	cacheSize    byteSize
 	allowOther   bool
+	readAhead    byteSize
 	uid, gid     uint32
 	trace        traceFlags
 }
@@ -40,6 +41,8 @@ func (f *mountFlags) register(c *cobra.Command) {
 	flags.Var(&f.hydrateRate, "hydrate-rate", "fetch at most so many bytes a second in the background, as 100MiB")
 	flags.DurationVar(&f.readDeadline, "read-deadline", defaultReadDeadline, "how long a read waits for the store before it fails")
 	flags.Var(&f.cacheSize, "cache-size", "keep at most so many `bytes` on this host that the store has too, of all volumes and mounts together: what was used least recently goes first (default: leave a tenth of the filesystem free)")
+	f.readAhead = defaultReadAhead
+	flags.Var(&f.readAhead, "read-ahead", "fetch at most so many `bytes` ahead of a sequential reader at a time; 0: none")
 	f.trace.register(flags)
 	flags.BoolVar(&f.allowOther, "allow-other", false, "let other users in")
 	flags.Uint32Var(&f.uid, "uid", 0, "owner of the file")
@@ -48,7 +51,7 @@ func (f *mountFlags) register(c *cobra.Command) {
 
 // args returns the flags as a command line has them.
 func (f *mountFlags) args() []string {
-	args := []string{fmt.Sprintf("--read-deadline=%s", f.readDeadline)}
+	args := []string{fmt.Sprintf("--read-deadline=%s", f.readDeadline), fmt.Sprintf("--read-ahead=%d", f.readAhead)}
 	if f.noHydrate {
 		args = append(args, "--no-hydrate")
 	}
@@ -202,6 +205,7 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 		return err
 	}
 	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
+	host.ReadAhead = int64(f.readAhead)
 	device, err := host.OpenSnapshot(ctx, img)
 	if err != nil {
 		return err
@@ -245,6 +249,7 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 		return nil, nil, err
 	}
 	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
+	host.ReadAhead = int64(f.readAhead)
 	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return nil, nil, err

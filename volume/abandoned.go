@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 
@@ -12,8 +13,10 @@ import (
 
 // RemoveAbandoned removes the folders of volumes that have no record: those
 // whose Create was killed before it wrote one, and so before it pinned anything,
-// and those whose Delete was killed when the record was gone. A Create that is
-// just beginning may find its folder taken, and fails with ErrInUse or
+// and those whose Delete was killed when the record was gone. Neither leaves
+// anything else: a folder with a layer in it lost its record some other way, and
+// may hold what is nowhere else, so it stays, and the error names it. A Create
+// that is just beginning may find its folder taken, and fails with ErrInUse or
 // ErrNotFound.
 func (h *Host) RemoveAbandoned() error {
 	names, err := h.FS.ReadDir(VolumesDir(h.State))
@@ -63,11 +66,15 @@ func (h *Host) removeAbandoned(id manifest.VolumeID) error {
 		return err
 	}
 	for _, name := range names {
-		if name == lockName {
+		switch name {
+		case lockName:
 			continue
+		case layersName, recordName + ".tmp": // Remove removes no folder that is not empty
+		default:
+			return fmt.Errorf("%s has no %s, and is left alone as it holds %s", dir, recordName, name)
 		}
-		if err := h.FS.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return err
+		if err := h.FS.Remove(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("%s has no %s: %w", dir, recordName, err)
 		}
 	}
 	if err := h.FS.Remove(filepath.Join(dir, lockName)); err != nil {

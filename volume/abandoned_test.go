@@ -46,3 +46,27 @@ func TestAbandonedFoldersAreRemovedAndNoOthers(t *testing.T) {
 	}
 	must(lock.Close())
 }
+
+// What has lost its record may be the only copy of what was written.
+func TestFolderWithALayerIsNeverTakenForAbandoned(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newRestored(w, 2)
+	w.overwrite(v, data, pageSize, 0, 7)
+	w.must(v.Close())
+	record := filepath.Join(v.dir, recordName)
+	w.must(os.Rename(record, record+".lost"))
+	for _, name := range []string{recordName + ".lost", "clean", rootPrefix + v.record.Root.String()} {
+		if err := w.host.RemoveAbandoned(); err == nil {
+			t.Error("the loss went unnoticed")
+		}
+		w.must(os.Rename(filepath.Join(v.dir, name), filepath.Join(w.host.State, name)))
+	}
+	if err := w.host.RemoveAbandoned(); err == nil { // with nothing but its layer left
+		t.Error("the loss went unnoticed")
+	}
+	for _, name := range []string{"clean", rootPrefix + v.record.Root.String()} {
+		w.must(os.Rename(filepath.Join(w.host.State, name), filepath.Join(v.dir, name)))
+	}
+	w.must(os.Rename(filepath.Join(w.host.State, recordName+".lost"), record))
+	w.equal(w.open(v.record.ID).Device, data, "found again")
+}

@@ -221,7 +221,9 @@ func rootPath(dir string, id manifest.SnapshotID) string {
 	return filepath.Join(dir, rootPrefix+id.String())
 }
 
-func layersDir(dir string) string { return filepath.Join(dir, "layers") }
+const layersName = "layers"
+
+func layersDir(dir string) string { return filepath.Join(dir, layersName) }
 
 func layerDir(dir string, n int64) string {
 	return filepath.Join(layersDir(dir), strconv.FormatInt(n, 10))

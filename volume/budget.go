@@ -242,19 +242,25 @@ func (b *Budget) makeRoom(n, size int64, forRead bool) (int64, error) {
 			how = own
 		}
 		freed := b.evict(short, how)
-		if b.limit == 0 && forRead {
-			b.mu.Lock()
-			b.room = max(b.room, freed)
-			b.mu.Unlock()
-			break
-		}
-		if freed == 0 {
+		if b.replaces(freed, forRead) || freed == 0 {
 			break
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.grant(n, size, forRead), nil
+}
+
+// replaces reports whether what was freed for a read is room enough, whoever else
+// filled the disk; it then is the room there is.
+func (b *Budget) replaces(freed int64, forRead bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.limit > 0 || !forRead {
+		return false
+	}
+	b.room = max(b.room, freed)
+	return true
 }
 
 // shortage measures, and returns how many bytes to evict so that n more fit; 0 or

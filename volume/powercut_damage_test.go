@@ -48,6 +48,7 @@ func (p *patient) set(data []byte, off int64) {
 func (p *patient) whole(what string) {
 	p.Helper()
 	p.equal(p.v.Device, p.data, what)
+	p.eventually("what was fetched is kept", func() bool { return p.v.DemandInFlight() == 0 })
 }
 
 func (p *patient) reopen() {

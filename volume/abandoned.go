@@ -61,20 +61,23 @@ func (h *Host) removeAbandoned(id manifest.VolumeID) error {
 		return err
 	}
 	dir := Dir(h.State, id)
+	layers, err := h.FS.ReadDir(layersDir(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if len(layers) > 0 {
+		return fmt.Errorf("%s has no %s, and is left alone as it holds a write layer", dir, recordName)
+	}
 	names, err := h.FS.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		switch name {
-		case lockName:
+		if name == lockName {
 			continue
-		case layersName, recordName + ".tmp": // Remove removes no folder that is not empty
-		default:
-			return fmt.Errorf("%s has no %s, and is left alone as it holds %s", dir, recordName, name)
 		}
-		if err := h.FS.Remove(filepath.Join(dir, name)); err != nil {
-			return fmt.Errorf("%s has no %s: %w", dir, recordName, err)
+		if err := h.FS.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
 		}
 	}
 	if err := h.FS.Remove(filepath.Join(dir, lockName)); err != nil {

@@ -221,9 +221,7 @@ func rootPath(dir string, id manifest.SnapshotID) string {
 	return filepath.Join(dir, rootPrefix+id.String())
 }
 
-const layersName = "layers"
-
-func layersDir(dir string) string { return filepath.Join(dir, layersName) }
+func layersDir(dir string) string { return filepath.Join(dir, "layers") }
 
 func layerDir(dir string, n int64) string {
 	return filepath.Join(layersDir(dir), strconv.FormatInt(n, 10))

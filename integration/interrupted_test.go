@@ -56,6 +56,9 @@ func TestNetworkGoneInTheMiddleOfAVolumesSnapshot(t *testing.T) {
 					m.write(disk[3*mib:3*mib+100], 3*mib)
 				}
 				network.Refuse(t)
+				if at == requests {
+					gate.waitLeft(t) // else it may yet arrive
+				}
 				gate.open()
 				create.wait().failed(t, 1, vol)
 				m.equals(disk)
@@ -122,6 +125,9 @@ func TestNetworkGoneInTheMiddleOfAnImagesSnapshot(t *testing.T) {
 				a.create = a.h.begin("snapshot", "create", image)
 				gate.waitHolding(t)
 				network.Refuse(t)
+				if at == requests {
+					gate.waitLeft(t) // else it may yet arrive
+				}
 				gate.open()
 				attempts = append(attempts, a)
 			}
@@ -215,6 +221,9 @@ func TestNetworkGoneInTheMiddleOfACommand(t *testing.T) {
 			gate.waitHolding(t)
 			a.name = when + " it is done: " + gate.heldRequest()
 			network.Refuse(t)
+			if at == requests {
+				gate.waitLeft(t)
+			}
 			gate.open()
 			attempts = append(attempts, a)
 		}

@@ -28,9 +28,10 @@ func TestDaemonNamesItselfAndLogsInItsFolder(t *testing.T) {
 		if len(logs) != 1 {
 			t.Fatalf("logs: %v", logs)
 		}
-		if content, err := os.ReadFile(logs[0]); err != nil || !strings.Contains(string(content), target) {
-			t.Errorf("the log: %v\n%s", err, content)
-		}
+		waitFor(t, "the daemon logs its mount", 20*time.Second, func() bool {
+			content, err := os.ReadFile(logs[0])
+			return err == nil && strings.Contains(string(content), target)
+		})
 	}
 }
 

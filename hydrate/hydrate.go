@@ -114,12 +114,12 @@ func (h *Hydrator) Run(ctx context.Context) error {
 	})
 
 	s := newSchedule(h)
-	todo := everyLeaf()
+	due := everyLeaf()
 	if h.options.Blocks != nil {
-		todo = noLeaf()
+		due = noLeaf()
 	}
 	for n := 0; ; n++ {
-		left, err := s.pass(ctx, todo)
+		left, err := s.pass(ctx, due)
 		if err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func (h *Hydrator) Run(ctx context.Context) error {
 			h.note(func(r *record) { r.state, r.outage = Done, nil })
 			return nil
 		}
-		todo = left
+		due = left
 	}
 }
 

@@ -55,7 +55,7 @@ type schedule struct {
 	planning bool
 
 	blocks []int64 // of the trace, to plan before any leaf
-	todo   agenda  // leaves to plan in this pass
+	due    agenda  // leaves to plan in this pass
 	left   agenda  // leaves to plan in the next
 	queue  []job   // planned and not started: few, or what one leaf has
 	faults int     // runs and leaves left behind in this pass
@@ -77,17 +77,17 @@ func newSchedule(h *Hydrator) *schedule {
 	}
 }
 
-// pass plans the leaves of todo and warms their runs. It returns the leaves to
+// pass plans the leaves of due and warms their runs. It returns the leaves to
 // look at again, or ctx.Err(); either way no call of the source is under way.
-func (s *schedule) pass(ctx context.Context, todo agenda) (left agenda, err error) {
+func (s *schedule) pass(ctx context.Context, due agenda) (left agenda, err error) {
 	defer s.calls.Wait()
-	s.todo, s.left, s.faults = todo, noLeaf(), 0
+	s.due, s.left, s.faults = due, noLeaf(), 0
 	for ctx.Err() == nil {
 		var later <-chan time.Time
 		if wait := s.start(ctx); wait > 0 {
 			later = time.After(wait)
 		}
-		if s.inflight == 0 && !s.planning && len(s.queue) == 0 && len(s.blocks) == 0 && s.todo.empty() {
+		if s.inflight == 0 && !s.planning && len(s.queue) == 0 && len(s.blocks) == 0 && s.due.empty() {
 			return s.left, nil
 		}
 		select {
@@ -125,7 +125,7 @@ func (s *schedule) start(ctx context.Context) time.Duration {
 				s.planBlocks(ctx)
 				continue
 			}
-			if !s.todo.empty() {
+			if !s.due.empty() {
 				s.plan(ctx)
 				continue
 			}
@@ -143,7 +143,7 @@ func (s *schedule) start(ctx context.Context) time.Duration {
 
 func (s *schedule) plan(ctx context.Context) {
 	s.planning = true
-	leaf := s.todo.first()
+	leaf := s.due.first()
 	s.calls.Go(func() {
 		runs, next, err := s.h.source.Plan(ctx, leaf)
 		s.planned <- planned{leaf: leaf, next: max(next, leaf+1), runs: runs, err: err}
@@ -181,16 +181,16 @@ func (s *schedule) settlePlan(p planned) {
 	}
 	switch {
 	case p.err == nil:
-		s.todo.strike(p.next)
+		s.due.strike(p.next)
 		for _, run := range p.runs {
 			s.queue = append(s.queue, job{p.leaf, run})
 		}
 	case p.err == io.EOF: // itself: a broken connection may well wrap one
-		s.todo.strike(noRest)
+		s.due.strike(noRest)
 	case down:
 		s.outage(fmt.Errorf("plan leaf %d: %w", p.leaf, p.err))
 	default:
-		s.todo.strike(p.next)
+		s.due.strike(p.next)
 		s.leaveBehind(p.leaf, fmt.Errorf("plan leaf %d: %w", p.leaf, p.err))
 	}
 }

@@ -23,10 +23,11 @@ func TestMountsOfOneSnapshotShareItsBase(t *testing.T) {
 	second.waitState("hydrated", time.Minute)
 	first.equals(disk)
 	second.equals(disk)
-	fetched := first.status().FetchedBytes + second.status().FetchedBytes
-	// Both may ask for a block at the same moment, while neither has it.
-	if n := gate.count("GET data"); n == 0 || fetched > 48*mib*3/2 {
-		t.Errorf("two mounts fetched %d bytes of 48 MiB in %d requests", fetched, n)
+	// A reader does not wait for what the background fetches meanwhile, so that it
+	// may come twice; but one of the two mounts fetches for both.
+	a, b := first.status().FetchedBytes, second.status().FetchedBytes
+	if n := gate.count("GET data"); n == 0 || max(a, b) > 48*mib*7/4 || min(a, b) > 48*mib/3 {
+		t.Errorf("two mounts fetched %d and %d bytes of 48 MiB in %d requests", a, b, n)
 	}
 	if bases := glob(t, filepath.Join(h.state, "bases", "*", snap, "data")); len(bases) != 1 || allocated(t, bases[0]) > 50*mib {
 		t.Errorf("bases: %v", bases)

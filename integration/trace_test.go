@@ -2,6 +2,7 @@ package integration
 
 import (
 	"math/rand/v2"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -84,4 +85,32 @@ func TestTraceThatIsNotThereIsNamed(t *testing.T) {
 	h.fails(2, []string{"lower-case"}, "mount", "--record-trace", "..", snap, t.TempDir())
 	h.fails(4, []string{"blank"}, "mount", "--record-trace", "boot", blank, t.TempDir())
 	h.ok("snapshot", "delete", snap) // nothing has it pinned
+}
+
+// TestTraceIsFetchedAfterAnOutage also if the store went away before anything of
+// it was planned.
+func TestTraceIsFetchedAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	maker := newHost(t, s)
+	const blocks = 64
+	disk := randomBytes(1, blocks*512*kib)
+	snap := maker.ok("snapshot", "create", maker.image(disk))
+	order := touched(blocks)
+	m := maker.mount(snap, "--no-hydrate", "--record-trace", "boot")
+	m.touch(order)
+	m.unmount()
+
+	h := newHost(t, s)
+	gate.afflict(func(r *http.Request) bool { return ranged(r) && !gets("packs")(r) }, says(503, "ServiceUnavailable"))
+	m = h.mount(snap, "--no-hydrate", "--read-deadline", "1s", "--trace", "boot")
+	waitFor(t, "the trace waits for the store", 20*time.Second, func() bool { return m.status().State == "waiting-for-store" })
+	gate.relieve()
+	want := int64(len(order)) * 512 * kib
+	waitFor(t, "the trace is fetched", 40*time.Second, func() bool { return m.status().HydratedBytes >= want })
+	if st := m.status(); st.DemandFetches != 0 {
+		t.Errorf("%+v", st)
+	}
+	m.touch(order)
+	m.unmount()
 }

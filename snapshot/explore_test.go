@@ -174,10 +174,10 @@ func (e *exploration) all(ctx context.Context, limit cost) *failure {
 			last := len(levels[level]) - 1
 			b := levels[level][last]
 			levels[level] = levels[level][:last]
-			todo := b.plan()
+			script := b.plan()
 			f := e.run(ctx, func(s *schedule, point int, options []option) (i int) {
-				if len(todo) > 0 {
-					i, todo = todo.take(point)
+				if len(script) > 0 {
+					i, script = script.take(point)
 					return i
 				}
 				if state := s.state(); e.seen[state] {

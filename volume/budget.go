@@ -92,6 +92,18 @@ func NewBudget(fsys vfs.FS, state string, limit int64, log *slog.Logger) *Budget
 	return &Budget{fs: fsys, state: state, limit: limit, log: log}
 }
 
+// aheadShare is how much of the limit one sequential reader may fill with what it
+// has not read yet: with more, several would evict each other's.
+const aheadShare = 8
+
+// bound returns how many of n bytes may be read ahead within the limit.
+func (b *Budget) bound(n int64) int64 {
+	if b == nil || b.limit == 0 {
+		return n
+	}
+	return min(n, b.limit/aheadShare)
+}
+
 // admit counts n bytes that are about to be cached: for a read, which may evict
 // what is in use, or in the background. Without error they may be, and the caller
 // calls done when they are, or are not after all; ErrFull.

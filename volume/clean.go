@@ -94,7 +94,13 @@ func (d *Device) keepOrLog(v *view, block int64, data []byte) {
 		_ = layer.Use(block) // there is such a block
 		err = d.host.Budget.despiteFull(n, own, func() error { return d.keep(v, block, data) })
 	}
-	if err != nil && !errors.Is(err, ErrFull) && !vfs.IsFull(err) {
+	switch {
+	case err == nil:
+		return
+	case d.ahead != nil:
+		d.ahead.rest()
+	}
+	if !errors.Is(err, ErrFull) && !vfs.IsFull(err) {
 		err = fmt.Errorf("could not cache block %d, which will be fetched again: %w", block, err)
 		if d.stats.note(err) {
 			d.host.Log.Warn("caching failed", "device", d.name, "error", err)

@@ -80,10 +80,11 @@ func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.Line
 		background: &blockstore.BlockReader{Store: h.Background, Lineage: lineage, BlockSize: g.BlockSize},
 		work:       newWork(),
 	}
-	if h.ReadAhead > 0 {
-		d.ahead = newReadahead(g.BlockSize, h.ReadAhead)
+	if most := h.Budget.bound(h.ReadAhead); most > 0 {
+		d.ahead = newReadahead(g.BlockSize, most)
 	}
 	d.flights.table = make(map[flightKey]*flight)
+	d.flights.warming = make(map[flightKey]struct{})
 	d.buffers.New = func() any { b := make([]byte, manifest.MaxBlockSize); return &b }
 	return d
 }
@@ -135,7 +136,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // few requests as that takes, the rest. The range lies within the device.
 func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 	var missing []piece
-	start, n := off, int64(len(p))
+	start, length := off, int64(len(p))
 	for len(p) > 0 {
 		page := off / manifest.PageSize
 		pages := (off+int64(len(p))-1)/manifest.PageSize - page + 1
@@ -157,7 +158,7 @@ func (d *Device) read(ctx context.Context, v *view, p []byte, off int64) error {
 		}
 		p, off = p[len(part):], off+int64(len(part))
 	}
-	d.readAhead(v, start, n, len(missing) > 0)
+	d.readAhead(v, start, length, len(missing) > 0)
 	return d.readMissing(ctx, v, missing)
 }
 

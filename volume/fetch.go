@@ -32,12 +32,13 @@ type piece struct {
 	within int // offset of p in the block
 }
 
-// A flight is one block on its way from the store. data or err is set before
-// done is closed.
+// A flight is one block on its way from the store to those who read it. data or
+// err is set before done is closed. When left is closed too, the flight is out of
+// the table, and the block in the cache if it could be kept.
 type flight struct {
-	done chan struct{}
-	data []byte
-	err  error
+	done, left chan struct{}
+	data       []byte
+	err        error
 }
 
 // flightKey tells flights apart: a block may be fetched through two roots at
@@ -53,8 +54,12 @@ type flightKey struct {
 type flights struct {
 	count atomic.Int64 // requests under way
 
-	mu    sync.Mutex // guards table
+	mu    sync.Mutex // guards table and warming
 	table map[flightKey]*flight
+
+	// warming are the blocks that background work is fetching. Who wants one at
+	// once fetches it as well: it may be the last of a long request.
+	warming map[flightKey]struct{}
 }
 
 // errDeadline is the cause of reads given up after Host.ReadDeadline.
@@ -164,9 +169,33 @@ func (d *Device) landed(v *view, p piece) bool {
 
 // add puts a new flight into the table. f.mu is held.
 func (f *flights) add(v *view, block int64) *flight {
-	flight := &flight{done: make(chan struct{})}
+	flight := &flight{done: make(chan struct{}), left: make(chan struct{})}
 	f.table[flightKey{v.image, block}] = flight
 	return flight
+}
+
+// claim marks those blocks that no reader is fetching as fetched by the
+// background, until the returned function is called, and returns them with their
+// refs, and the flights of the others.
+func (f *flights) claim(v *view, blocks []int64, refs []manifest.Ref) (own []int64, ownRefs []manifest.Ref, others []*flight, release func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, block := range blocks {
+		key := flightKey{v.image, block}
+		if flight := f.table[key]; flight != nil {
+			others = append(others, flight)
+			continue
+		}
+		f.warming[key] = struct{}{}
+		own, ownRefs = append(own, block), append(ownRefs, refs[i])
+	}
+	return own, ownRefs, others, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, block := range own {
+			delete(f.warming, flightKey{v.image, block})
+		}
+	}
 }
 
 // launch starts the flights of one run, which are in the table. d.flights.mu is
@@ -191,6 +220,7 @@ func (d *Device) launch(v *view, run manifest.Run) {
 	for i, block := range run.Blocks {
 		own[i].err = errClosed
 		close(own[i].done)
+		close(own[i].left)
 		delete(d.flights.table, flightKey{v.image, block})
 	}
 }
@@ -233,6 +263,7 @@ func (d *Device) land(v *view, block int64, f *flight, data []byte) {
 	d.flights.mu.Lock()
 	defer d.flights.mu.Unlock()
 	delete(d.flights.table, flightKey{v.image, block})
+	close(f.left)
 }
 
 // abort ends a flight that failed. Whoever asks again begins another one.
@@ -242,6 +273,7 @@ func (d *Device) abort(v *view, block int64, f *flight, err error) {
 	d.flights.mu.Unlock()
 	f.err = &blockError{doing: "fetch", block: block, err: err}
 	close(f.done)
+	close(f.left)
 }
 
 // fetchQuietly fetches blocks of one run, as background work, one after the

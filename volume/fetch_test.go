@@ -321,3 +321,35 @@ func TestCloseEndsFetches(t *testing.T) {
 		t.Errorf("closing a closed volume: %v", err)
 	}
 }
+
+// TestBackgroundLeavesToReadersWhatTheyFetch and fetches it after all when they
+// could not.
+func TestBackgroundLeavesToReadersWhatTheyFetch(t *testing.T) {
+	for _, fails := range []error{nil, blockstore.ErrUnavailable} {
+		w := newRealWorld(t)
+		v, data := newRestored(w, 4)
+		waiting, letGo := w.holdSome(1, fails)
+		read := w.readInBackground(w.ctx, v.Device, pageSize, blockSize)
+		w.eventually("the reader's request", func() bool { return waiting.Load() == 1 })
+		warmed := make(chan error, 1)
+		go func() { warmed <- v.Warm(w.ctx, []int64{1, 2, 3}) }()
+		w.eventually("the rest is there", func() bool { return len(w.cached(v.base.Clean)) == 2 })
+		select {
+		case err := <-warmed:
+			t.Fatalf("Warm returned %v without one of its blocks", err)
+		default:
+		}
+		letGo()
+		w.must(<-warmed)
+		if fails == nil {
+			w.wantRead(<-read, data[blockSize:][:pageSize])
+			if n := v.stats.fetchedBytes.Load(); n > 3*(blockSize+100) {
+				t.Errorf("%d bytes fetched for 3 blocks of %d", n, blockSize)
+			}
+		} else if r := <-read; !errors.Is(r.err, syscall.EIO) {
+			t.Errorf("the reader got %v", r.err)
+		}
+		w.wantCached("the volume", v.base.Clean, 1, 2, 3)
+		w.must(v.Close())
+	}
+}

@@ -141,6 +141,13 @@ func (b *Budget) setLimit(limit int64) {
 	b.limit, b.measured = limit, time.Time{}
 }
 
+// roomNow returns how many bytes may be added, as the budget knows.
+func (b *Budget) roomNow() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.room
+}
+
 // must ends the test if a step of it that is beside its point failed.
 func (w *world) must(err error) {
 	w.Helper()
@@ -333,9 +340,15 @@ func (w *world) eventually(what string, ok func() bool) {
 
 // hold makes requests for data wait until the function returned is called, and
 // tells how many do.
-func (w *world) hold() (waiting *atomic.Int64, letGo func()) {
+func (w *world) hold() (waiting *atomic.Int64, letGo func()) { return w.holdSome(0, nil) }
+
+// holdSome is hold for the next so many requests (0: all), which then fail unless
+// err is nil.
+func (w *world) holdSome(times int, err error) (waiting *atomic.Int64, letGo func()) {
 	waiting, gate := new(atomic.Int64), make(chan struct{})
-	w.store.Inject(packReads(), blockstoretest.Fault{Before: func(ctx context.Context, _ blockstoretest.Call) {
+	rule := packReads()
+	rule.Times = times
+	w.store.Inject(rule, blockstoretest.Fault{Err: err, Before: func(ctx context.Context, _ blockstoretest.Call) {
 		waiting.Add(1)
 		defer waiting.Add(-1)
 		select {

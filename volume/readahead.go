@@ -45,7 +45,8 @@ type readahead struct {
 
 	mu      sync.Mutex // guards what follows, and writes to next
 	streams [aheadStreams]stream
-	clock   uint64 // counts the uses of streams
+	clock   uint64    // counts the uses of streams
+	rests   time.Time // nothing is read ahead until then
 }
 
 // A stream is a sequential reader, or what may become one.
@@ -92,12 +93,24 @@ func (r *readahead) follow(first, last int64, missed bool) (from, n int64) {
 		r.begin(i, last)
 		return 0, 0
 	}
+	if time.Now().Before(r.rests) {
+		r.begin(i, last)
+		return 0, 0
+	}
 	from = max(s.end, last+1)
 	s.window = max(min(2*s.window, r.most), r.first)
 	s.end = from + s.window
 	r.touch(s)
 	r.next[i].Store(from)
 	return from, s.window
+}
+
+// rest stops reading ahead for a while: what is fetched now cannot be kept until
+// it is read.
+func (r *readahead) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rests = time.Now().Add(aheadPatience)
 }
 
 // reaches returns the stream that goes on with a read of these blocks, or -1.
@@ -204,7 +217,8 @@ func (d *Device) prefetch(ctx context.Context, v *view, from, count int64) {
 		if has, err := layer.Has(block); has || err != nil {
 			continue // it landed meanwhile
 		}
-		if d.flights.table[flightKey{v.image, block}] != nil {
+		key := flightKey{v.image, block}
+		if _, warming := d.flights.warming[key]; warming || d.flights.table[key] != nil {
 			continue
 		}
 		d.flights.add(v, block)

@@ -188,3 +188,70 @@ func TestDeviceClosesWithReadAheadUnderWay(t *testing.T) {
 		w.must(v.Close())
 	}
 }
+
+func TestReadAheadLeavesToTheBackgroundWhatItFetches(t *testing.T) {
+	w := newRealWorld(t)
+	w.host.ReadAhead = 16 * blockSize
+	v, data := newRestored(w, 64)
+	waiting, letGo := w.holdSome(1, nil)
+	warmed := make(chan error, 1)
+	go func() {
+		var blocks []int64
+		for b := range int64(48) {
+			blocks = append(blocks, 16+b)
+		}
+		warmed <- v.Warm(w.ctx, blocks)
+	}()
+	w.eventually("the background's request", func() bool { return waiting.Load() == 1 })
+	for b := range 16 {
+		w.wantRead(<-w.readInBackground(w.ctx, v.Device, blockSize, int64(b*blockSize)), data[b*blockSize:][:blockSize])
+	}
+	w.eventually("nothing is read ahead any more", func() bool { return v.DemandInFlight() == 0 })
+	letGo()
+	w.must(<-warmed)
+	if n := v.stats.fetchedBytes.Load(); n > 64*(blockSize+100) {
+		t.Errorf("%d bytes fetched for 64 blocks of %d", n, blockSize)
+	}
+	w.must(v.Close())
+}
+
+func TestReadAheadFetchesNothingThatCannotBeKept(t *testing.T) {
+	for _, disk := range []bool{false, true} {
+		w := newWorld(t, 1)
+		w.host.ReadAhead = 64 * blockSize
+		const blocks = 400
+		id, data := w.source(blocks, 1)
+		d := w.mountAs("mnt-1", id)
+		w.read(d, data, 399)
+		if disk {
+			w.crash.SetCapacity(w.crash.Used())
+		} else {
+			w.host.Budget.limit = 1 // not even one block; it was larger when the device was opened
+		}
+		for b := range blocks {
+			w.read(d, data, b)
+		}
+		w.eventually("nothing is read ahead any more", func() bool { return d.DemandInFlight() == 0 })
+		if n := d.stats.fetchedBytes.Load(); n > blocks*blockSize*11/10 {
+			t.Errorf("disk full: %t: %d bytes fetched for %d blocks of %d", disk, n, blocks, blockSize)
+		}
+		w.abandon()
+	}
+}
+
+func TestReadAheadStaysWithinASmallCache(t *testing.T) {
+	w := newWorld(t, 1)
+	w.host.ReadAhead = 1 << 30
+	const blocks = 400
+	id, data := w.source(blocks, 1)
+	w.limitBlocks(24, 1)
+	d := w.mountAs("mnt-1", id)
+	for b := range blocks {
+		w.read(d, data, b)
+	}
+	w.eventually("nothing is read ahead any more", func() bool { return d.DemandInFlight() == 0 })
+	if n := d.stats.fetchedBytes.Load(); n > blocks*blockSize*11/10 {
+		t.Errorf("%d bytes fetched for %d blocks of %d", n, blocks, blockSize)
+	}
+	w.abandon()
+}

@@ -116,7 +116,34 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 	if err := d.trusted(); err != nil {
 		return err
 	}
-	blocks, refs, err := d.lacking(ctx, v, blocks)
+	// What readers are fetching at this moment is left to them, and looked at again
+	// when they have it.
+	lacked, refs, err := d.lacking(ctx, v, blocks)
+	if err != nil {
+		return d.noteWarm(ctx, err)
+	}
+	own, ownRefs, others, release := d.flights.claim(v, lacked, refs)
+	err = d.warmRuns(ctx, v, own, ownRefs)
+	release()
+	if err != nil || len(others) == 0 {
+		return err
+	}
+	for _, flight := range others {
+		select {
+		case <-flight.left:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if lacked, refs, err = d.lacking(ctx, v, lacked); err != nil {
+		return d.noteWarm(ctx, err)
+	}
+	return d.warmRuns(ctx, v, lacked, refs)
+}
+
+// warmRuns fetches and keeps blocks, in as few requests as that takes.
+func (d *Device) warmRuns(ctx context.Context, v *view, blocks []int64, refs []manifest.Ref) error {
+	var err error
 	for _, run := range manifest.GroupRuns(blocks, refs, maxRunGap, maxRunSpan) {
 		fitting, full := d.host.Budget.admitSome(len(run.Blocks), int64(d.geometry.BlockSize), false)
 		if fitting > 0 {
@@ -130,11 +157,16 @@ func (d *Device) warm(ctx context.Context, v *view, blocks []int64) error {
 			return errors.Join(full, err)
 		}
 	}
-	switch {
-	case vfs.IsFull(err):
+	if vfs.IsFull(err) {
 		d.Recount()
 		return fmt.Errorf("%w: %w", ErrFull, err)
-	case err != nil && ctx.Err() == nil:
+	}
+	return d.noteWarm(ctx, err)
+}
+
+// noteWarm notes why background work failed, for status, unless it was ended.
+func (d *Device) noteWarm(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() == nil {
 		d.stats.note(err)
 	}
 	return err

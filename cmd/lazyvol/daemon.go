@@ -207,6 +207,11 @@ func (s source) Plan(ctx context.Context, leaf int64) ([]manifest.Run, int64, er
 	return runs, next, hydrateError(err)
 }
 
+func (s source) PlanBlocks(ctx context.Context, blocks []int64) ([]manifest.Run, error) {
+	runs, err := s.Device.PlanBlocks(ctx, blocks)
+	return runs, hydrateError(err)
+}
+
 // hydrateError says what of an error the hydrator waits out.
 func hydrateError(err error) error {
 	switch {

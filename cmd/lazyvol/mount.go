@@ -200,12 +200,10 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 		defer cancel()
 		err = errors.Join(err, s.end(ctx, img.Pinned))
 	}()
-	host, err := a.host(store, f.readDeadline, log)
+	host, err := a.mountHost(store, f, log)
 	if err != nil {
 		return err
 	}
-	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
-	host.ReadAhead = int64(f.readAhead)
 	device, err := host.OpenSnapshot(ctx, img)
 	if err != nil {
 		return err
@@ -227,6 +225,17 @@ func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags
 	return errors.Join(err, v.Close())
 }
 
+// mountHost is host with what the flags of a mount say.
+func (a *app) mountHost(store remote, f *mountFlags, log *slog.Logger) (*volume.Host, error) {
+	host, err := a.host(store, f.readDeadline, log)
+	if err != nil {
+		return nil, err
+	}
+	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
+	host.ReadAhead = int64(f.readAhead)
+	return host, nil
+}
+
 // openVolume opens a volume and its own store, and lets the store have a say
 // before anything is served: wrong credentials are better told now than by
 // reads that fail. A store that does not answer is no obstacle.
@@ -244,12 +253,10 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 	if err != nil {
 		return nil, nil, err
 	}
-	host, err := a.host(store, f.readDeadline, log)
+	host, err := a.mountHost(store, f, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
-	host.ReadAhead = int64(f.readAhead)
 	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return nil, nil, err

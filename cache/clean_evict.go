@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 
 	"github.com/lazyvol/lazyvol/manifest"
@@ -35,6 +36,33 @@ func (c *Clean) EvictRange(first, count int64) error {
 			if err := c.Evict(block); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// ClearUnmarked makes count blocks from first on, none of which anybody ever writes,
+// read as zeros in the layer's data file: a disk may have changed them. It frees what
+// space they take. errors.ErrUnsupported: the filesystem has no holes.
+func (c *Clean) ClearUnmarked(first, count int64) error {
+	if first < 0 || count < 0 || count > c.g.Blocks()-first {
+		return fmt.Errorf("clean layer: clear %d blocks from %d of %d", count, first, c.g.Blocks())
+	}
+	off := first * int64(c.g.BlockSize)
+	end := min(off+count*int64(c.g.BlockSize), c.g.Size)
+	for off < end {
+		from, err := c.data.SeekData(off)
+		if err == io.EOF || err == nil && from >= end {
+			return nil
+		}
+		if err == nil {
+			if off, err = c.data.SeekHole(from); err == nil {
+				off = min(off, end)
+				err = c.data.PunchHole(from, off-from)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("clean layer: clear blocks: %w", err)
 		}
 	}
 	return nil

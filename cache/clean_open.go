@@ -82,6 +82,10 @@ func CleanGeometry(fsys vfs.FS, dir string) (g manifest.Geometry, err error) {
 	return g, g.Validate()
 }
 
+// DataFile returns the name of the file of the clean layer in the folder dir that is
+// laid out like the device: what is there lies at its offset.
+func DataFile(dir string) string { return filepath.Join(dir, dataName) }
+
 // CleanAllocated returns how many bytes of space the clean layer in the folder dir
 // takes, open or not. A missing one takes none.
 func CleanAllocated(fsys vfs.FS, dir string) (int64, error) {

@@ -86,13 +86,7 @@ func suspendAt(t *testing.T, source string, at side, kind string) {
 	next := h.ok("snapshot", "create", vol)
 	sameBytes(t, "the next snapshot", other.exported(next), disk)
 	m.equals(disk)
-	m.unmount()
-	for _, info := range h.list() {
-		h.ok("snapshot", "delete", info.SnapshotId)
-	}
-	h.ok("volume", "delete", vol)
-	h.ok("gc")
-	s.isEmpty(t)
+	h.takeAllAway(m, vol)
 }
 
 // The clock of a host says nothing: whatever times an attempt's records bear,

@@ -76,10 +76,7 @@ func TestPlainUmountEndsTheDaemon(t *testing.T) {
 	m.closeFiles()
 	umount(t, m.dir)
 	m.waitEnd()
-	m = m.again(vol)
-	if got := string(m.read(100, 4)); got != "kept" {
-		t.Errorf("read %q", got)
-	}
+	sameBytes(t, "what was written", m.again(vol).read(100, 4), []byte("kept"))
 }
 
 func TestUnmountOfAMountInUseIsRefused(t *testing.T) {
@@ -106,19 +103,13 @@ func TestSignalledDaemonServesItsUsersToTheEnd(t *testing.T) {
 	vol := h.ok("volume", "create", "--size", "4MiB")
 	m := h.mount(vol)
 	f := m.open(os.O_RDWR)
-	if err := syscall.Kill(m.pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "the mount is out of sight", 10*time.Second, func() bool { return !isMountpoint(t, m.dir) })
+	m.terminate()
 	if _, err := f.WriteAt([]byte("the last words"), 0); err != nil {
 		t.Errorf("a file that is open: %v", err)
 	}
 	m.closeFiles()
 	m.waitEnd()
-	m = m.again(vol)
-	if got := string(m.read(0, 14)); got != "the last words" {
-		t.Errorf("read %q", got)
-	}
+	sameBytes(t, "what was written last", m.again(vol).read(0, 14), []byte("the last words"))
 }
 
 func TestStateDirectoriesMayHaveLongAndOddNames(t *testing.T) {

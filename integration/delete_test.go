@@ -45,11 +45,20 @@ func TestDeletedSnapshotLeavesItsVolumeAndChildrenWhole(t *testing.T) {
 	m.equals(disk)
 	sameBytes(t, "the child", newHost(t, h.store).exported(child), disk)
 
+	h.takeAllAway(m, vol)
+}
+
+// takeAllAway unmounts a volume, deletes it and all snapshots of the store, and
+// checks that nothing of them is left there.
+func (h *host) takeAllAway(m *mount, vol string) {
+	h.t.Helper()
 	m.unmount()
-	h.ok("snapshot", "delete", child)
+	for _, info := range h.list() {
+		h.ok("snapshot", "delete", info.SnapshotId)
+	}
 	h.ok("volume", "delete", vol)
 	h.ok("gc")
-	h.store.isEmpty(t)
+	h.store.isEmpty(h.t)
 }
 
 // isEmpty checks that no data and no pin is left in the store.

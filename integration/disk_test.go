@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -180,10 +181,20 @@ func isMountpoint(t testing.TB, dir string) bool {
 	return slices.Contains(mounts, dir)
 }
 
-// umount takes a filesystem away.
+// umount takes a filesystem away, which may be in use for a moment: see
+// mount.tryUnmount.
 func umount(t testing.TB, dir string) {
 	t.Helper()
-	tool(t, "umount", dir)
+	const patience = 10 * time.Second
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		err := unix.Unmount(dir, 0)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			t.Fatalf("unmount %s: %v", dir, err)
+		}
+	}
 }
 
 // realFiles copies a few thousand real files into a folder: packages of Go's

@@ -21,16 +21,24 @@ var filesystems = map[string]struct {
 	"xfs":  {[]string{"mkfs.xfs", "-q"}, []string{"xfs_repair", "-n"}, "noatime,nouuid", "320MiB"}, // 300 MiB is the least that it makes
 }
 
+// newFilesystem makes a volume with one of the filesystems on it, and mounts that
+// until the test ends.
+func (h *host) newFilesystem(name string) (vol, device, dir string) {
+	h.t.Helper()
+	f := filesystems[name]
+	vol = h.ok("volume", "create", "--size", f.size)
+	device = h.attach(vol)
+	tool(h.t, f.mkfs[0], append(f.mkfs[1:], device)...)
+	return vol, device, mountFS(h.t, device, "rw")
+}
+
 func TestFilesystemOnAVolumeIsRestoredOnAnotherHost(t *testing.T) {
 	t.Parallel()
 	for name, f := range filesystems {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, newS3Store(t))
-			vol := h.ok("volume", "create", "--size", f.size)
-			device := h.attach(vol)
-			tool(t, f.mkfs[0], append(f.mkfs[1:], device)...)
-			dir := mountFS(t, device, "rw")
+			vol, device, dir := h.newFilesystem(name)
 			realFiles(t, dir, "runtime", "net")
 			tool(t, "sync", "-f", dir)
 			umount(t, dir)
@@ -64,10 +72,7 @@ func TestFilesystemOnAVolumeIsRestoredOnAnotherHost(t *testing.T) {
 func TestSnapshotWhileAFilesystemIsWrittenIsConsistent(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, newDirStore(t))
-	vol := h.ok("volume", "create", "--size", "192MiB")
-	device := h.attach(vol)
-	tool(t, "mkfs.ext4", "-q", device)
-	dir := mountFS(t, device, "rw")
+	vol, _, dir := h.newFilesystem("ext4")
 	realFiles(t, dir, "strings") // stays the same
 	tool(t, "sync", "-f", dir)
 
@@ -119,6 +124,13 @@ func (h *host) attach(target string, flags ...string) string {
 		}
 	})
 	return device
+}
+
+// attached returns the mount behind the loop device of a snapshot or volume, whose
+// daemon is to end before the test does.
+func (h *host) attached(target string) *mount {
+	h.t.Helper()
+	return h.mounted(filepath.Join(h.state, "attached", target))
 }
 
 func TestAttachIsIdempotentAndDetachUndoesIt(t *testing.T) {
@@ -208,7 +220,7 @@ func TestAttachRecoversFromAKilledDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	tool(t, "blockdev", "--flushbufs", device)
-	m := h.mounted(filepath.Join(h.state, "attached", vol))
+	m := h.attached(vol)
 	m.kill()
 	device = h.attach(vol)
 	sameBytes(t, "the device after the kill", readAt(t, device, 0, mib), want)

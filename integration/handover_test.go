@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,10 +16,7 @@ import (
 func TestDaemonThatIsToldToEndServesItsLoopDevice(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, newDirStore(t))
-	vol := h.ok("volume", "create", "--size", "64MiB")
-	device := h.attach(vol)
-	tool(t, "mkfs.ext4", "-q", device)
-	dir := mountFS(t, device, "rw")
+	vol, device, dir := h.newFilesystem("ext4")
 	want := t.TempDir()
 	add := func(name string, seed uint64) {
 		t.Helper()
@@ -33,12 +29,8 @@ func TestDaemonThatIsToldToEndServesItsLoopDevice(t *testing.T) {
 		tool(t, "sync", "-f", dir)
 	}
 	add("before", 1)
-	old := parse[status](t, h.ok("status", "--json", vol)).PID
-	if err := syscall.Kill(old, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	mountpoint := filepath.Join(h.state, "attached", vol)
-	waitFor(t, "the mount is out of sight", 20*time.Second, func() bool { return !isMountpoint(t, mountpoint) })
+	old := h.attached(vol)
+	old.terminate()
 	add("while it ends", 2)
 	sameFiles(t, dir, want)
 	for _, args := range [][]string{
@@ -49,10 +41,10 @@ func TestDaemonThatIsToldToEndServesItsLoopDevice(t *testing.T) {
 	add("after the refusals", 3)
 	umount(t, dir)
 	h.ok("detach", device)
-	waitFor(t, "the old daemon ends", 20*time.Second, func() bool { return errors.Is(syscall.Kill(old, 0), syscall.ESRCH) })
+	old.waitEnd()
 
 	device = h.attach(vol)
-	if now := parse[status](t, h.ok("status", "--json", vol)).PID; now == old {
+	if now := parse[status](t, h.ok("status", "--json", vol)).PID; now == old.pid {
 		t.Errorf("the daemon is still %d", now)
 	}
 	tool(t, "e2fsck", "-f", "-n", device)
@@ -65,20 +57,13 @@ func TestDaemonThatIsToldToEndServesItsLoopDevice(t *testing.T) {
 func TestLoopDeviceOfAKilledDaemonFailsUntilItIsFree(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, newDirStore(t))
-	vol := h.ok("volume", "create", "--size", "64MiB")
-	device := h.attach(vol)
-	tool(t, "mkfs.ext4", "-q", device)
-	dir := mountFS(t, device, "rw")
+	vol, device, dir := h.newFilesystem("ext4")
 	synced := randomBytes(1, mib)
 	if err := os.WriteFile(filepath.Join(dir, "synced"), synced, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tool(t, "sync", "-f", dir)
-	old := parse[status](t, h.ok("status", "--json", vol)).PID
-	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "the daemon ends", 20*time.Second, func() bool { return errors.Is(syscall.Kill(old, 0), syscall.ESRCH) })
+	h.attached(vol).kill()
 	raw := openDirect(t, device, os.O_RDWR)
 	if _, err := raw.ReadAt(aligned(pageSize), 0); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a read of the device: %v, want EIO", err)

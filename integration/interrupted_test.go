@@ -77,13 +77,7 @@ func TestNetworkGoneInTheMiddleOfAVolumesSnapshot(t *testing.T) {
 				m.equals(disk)
 				next := h.ok("snapshot", "create", vol)
 				sameBytes(t, "the next snapshot", newHost(t, near).exported(next), disk)
-				m.unmount()
-				for _, info := range h.list() {
-					h.ok("snapshot", "delete", info.SnapshotId)
-				}
-				h.ok("volume", "delete", vol)
-				h.ok("gc")
-				near.isEmpty(t)
+				h.takeAllAway(m, vol)
 			})
 		}
 	}

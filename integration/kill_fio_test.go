@@ -68,7 +68,7 @@ func (h *host) serve(vol string, loop bool) (file string, m *mount) {
 	h.t.Helper()
 	if loop {
 		file = h.ok("attach", vol)
-		m = h.mounted(filepath.Join(h.state, "attached", vol))
+		m = h.attached(vol)
 		h.t.Cleanup(func() { h.run("detach", vol) }) // before the mount is taken away
 		return file, m
 	}
@@ -157,7 +157,7 @@ func TestKilledDaemonUnderAFilesystemKeepsWhatWasSynced(t *testing.T) {
 					create = h.begin("snapshot", "create", vol)
 					time.Sleep(time.Duration(r.IntN(200)) * time.Millisecond)
 				}
-				h.mounted(filepath.Join(h.state, "attached", vol)).kill()
+				h.attached(vol).kill()
 				logged = journal.end()
 				_ = load.Process.Signal(syscall.SIGTERM) // the filesystem may keep it waiting
 				_ = load.Wait()                          // it fails
@@ -171,7 +171,7 @@ func TestKilledDaemonUnderAFilesystemKeepsWhatWasSynced(t *testing.T) {
 				if got := lastOf(t, filepath.Join(dir, "journal")); got < logged {
 					t.Errorf("the journal ends at %d, and %d was synced", got, logged)
 				}
-				timed(t, "umount", dir)
+				umount(t, dir)
 				timed(t, f.check[0], append(f.check[1:], device)...)
 			}
 			// What the device holds is what a snapshot restores.

@@ -131,13 +131,7 @@ func TestDaemonKilledInTheMiddleOfASnapshotSettlesIt(t *testing.T) {
 				m = m.again(vol)
 				m.equals(disk)
 
-				m.unmount()
-				for _, info := range h.list() {
-					h.ok("snapshot", "delete", info.SnapshotId)
-				}
-				h.ok("volume", "delete", vol)
-				h.ok("gc")
-				s.isEmpty(t)
+				h.takeAllAway(m, vol)
 			})
 		}
 	}

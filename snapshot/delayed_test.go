@@ -103,9 +103,7 @@ func TestPutsDeliveredTwiceChangeNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.reclaim()
-		if left := w.objects("data/"); len(left) > 0 {
-			t.Fatalf("left: %v", left)
-		}
+		w.wantNone("data/")
 		late("deleted")
 		if _, err := w.store.Open(w.ctx, plan.ID, snapshot.Holder{}); !errors.Is(err, snapshot.ErrNotFound) {
 			t.Errorf("a deleted snapshot whose puts were made again: %v", err)
@@ -115,11 +113,7 @@ func TestPutsDeliveredTwiceChangeNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.reclaim()
-		for _, prefix := range []string{"data/", "pins/", "progress/"} {
-			if left := w.objects(prefix); len(left) > 0 {
-				t.Errorf("left: %v", left)
-			}
-		}
+		w.wantNone("data/", "pins/", "progress/")
 	})
 }
 
@@ -158,11 +152,7 @@ func TestAbortedAttemptNeverCommits(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.reclaim()
-		for _, prefix := range []string{"data/", "pins/", "progress/"} {
-			if left := w.objects(prefix); len(left) > 0 {
-				t.Errorf("left: %v", left)
-			}
-		}
+		w.wantNone("data/", "pins/", "progress/")
 	})
 }
 

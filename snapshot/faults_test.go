@@ -383,9 +383,5 @@ func TestHostsAtTheSameTime(t *testing.T) {
 		w.delete(id)
 	}
 	w.reclaim()
-	for _, prefix := range []string{"data/", "pins/"} {
-		if left := w.objects(prefix); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
-	}
+	w.wantNone("data/", "pins/")
 }

@@ -160,6 +160,16 @@ func (w *world) objects(prefix string) map[string]int64 {
 	return found
 }
 
+// wantNone checks that the store has no key with one of the prefixes.
+func (w *world) wantNone(prefixes ...string) {
+	w.t.Helper()
+	for _, prefix := range prefixes {
+		if left := w.objects(prefix); len(left) > 0 {
+			w.t.Errorf("left: %v", left)
+		}
+	}
+}
+
 // stored returns the bytes of all packs, leaves and roots.
 func (w *world) stored() int64 {
 	w.t.Helper()

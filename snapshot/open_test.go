@@ -61,9 +61,7 @@ func TestOpenAndDeleteInEachState(t *testing.T) {
 			t.Errorf("pin a deleted one: %v", err)
 		}
 	}
-	if pins := w.objects("pins/"); len(pins) > 0 {
-		t.Errorf("pins leaked: %v", pins)
-	}
+	w.wantNone("pins/")
 	if err := w.store.Delete(w.ctx, aborted.ID()); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("delete an aborted one: %v", err)
 	}
@@ -169,9 +167,7 @@ func TestFailedOpenLeavesNoPin(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					if pins := w.objects("pins/"); len(pins) > 0 {
-						t.Errorf("pins leaked: %v", pins)
-					}
+					w.wantNone("pins/")
 				})
 			})
 		}
@@ -204,9 +200,7 @@ func TestPinKeepsADeletedSnapshotWhole(t *testing.T) {
 	if err := w.store.KeepPinned(w.ctx, one.ID(), h); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("a pin that is gone, of a deleted snapshot: %v", err)
 	}
-	if pins := w.objects("pins/"); len(pins) > 0 {
-		t.Errorf("pins left: %v", pins)
-	}
+	w.wantNone("pins/")
 	if r := w.reclaim(); r.Bytes == 0 {
 		t.Error("nothing freed after the pin")
 	}

@@ -56,9 +56,7 @@ func TestReclaimAbortsAttemptsWhoseOwnerIsLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.mustHold(w.open(alive.ID()), d)
-		if left := w.objects("progress/"); len(left) > 0 {
-			t.Errorf("progress left: %v", left)
-		}
+		w.wantNone("progress/")
 	})
 }
 

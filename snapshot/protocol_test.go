@@ -118,9 +118,7 @@ func TestCommitAndAbortHaveOneOutcome(t *testing.T) {
 			t.Fatalf("commit: %v, tombstones %v", commitErr, w.objects("tombstones/"))
 		}
 		w.reclaim()
-		if left := w.objects("data/"); len(left) > 0 {
-			t.Fatalf("left: %v", left)
-		}
+		w.wantNone("data/")
 	}
 	t.Logf("%d commits and %d aborts", commits, aborts)
 }
@@ -148,9 +146,7 @@ func TestAbortAfterCommitFails(t *testing.T) {
 	if err := b.Abort(w.ctx, "again"); err != nil {
 		t.Errorf("a second abort: %v", err)
 	}
-	if left := w.objects(manifest.DataPrefix(b.ID())); len(left) > 0 {
-		t.Errorf("left of the aborted one: %v", left)
-	}
+	w.wantNone(manifest.DataPrefix(b.ID()))
 }
 
 // Two attempts that drew the same id: the second never begins, and settling it

@@ -96,11 +96,7 @@ func TestReclaimTidies(t *testing.T) {
 	if len(r.Pins) != 0 {
 		t.Errorf("pins %+v", r.Pins)
 	}
-	for _, prefix := range []string{"pins/", "progress/", manifest.DataPrefix(a.ID()), manifest.DataPrefix(gone.ID()), manifest.MetaKey(gone.ID())} {
-		if left := w.objects(prefix); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
-	}
+	w.wantNone("pins/", "progress/", manifest.DataPrefix(a.ID()), manifest.DataPrefix(gone.ID()), manifest.MetaKey(gone.ID()))
 	if len(w.objects(manifest.MetaKey(img.ID()))) == 0 {
 		t.Error("the tags of a live snapshot are gone")
 	}

@@ -56,9 +56,7 @@ func TestTenThenFourChangedThenTwoAdded(t *testing.T) {
 
 	w.delete(two.ID(), three.ID())
 	w.reclaim()
-	if left := w.objects("data/"); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
+	w.wantNone("data/")
 }
 
 // UniqueBytes is what a delete and a reclaim free, to the byte: for the first,
@@ -107,9 +105,7 @@ func TestUniqueBytesIsWhatDeletingFrees(t *testing.T) {
 			w.mustVerify(id)
 		}
 	}
-	if left := w.objects("data/"); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
+	w.wantNone("data/")
 }
 
 func TestUniqueBytesOfWhatIsNotCommitted(t *testing.T) {

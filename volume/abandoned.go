@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -54,8 +52,7 @@ func (h *Host) hasRecord(id manifest.VolumeID) (bool, error) {
 }
 
 // removeAbandoned removes a folder that is locked, unless it has a record by
-// now. The lock goes last, and not with the folder at one stroke: somebody who
-// makes the lock anew in between keeps the folder.
+// now, or a layer.
 func (h *Host) removeAbandoned(id manifest.VolumeID) error {
 	if recorded, err := h.hasRecord(id); recorded || err != nil {
 		return err
@@ -68,23 +65,5 @@ func (h *Host) removeAbandoned(id manifest.VolumeID) error {
 	if len(layers) > 0 {
 		return fmt.Errorf("%s has no %s, and is left alone as it holds a write layer", dir, recordName)
 	}
-	names, err := h.FS.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if name == lockName {
-			continue
-		}
-		if err := h.FS.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	if err := h.FS.Remove(filepath.Join(dir, lockName)); err != nil {
-		return err
-	}
-	if err := h.FS.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
-	return nil
+	return vfs.RemoveLocked(h.FS, dir, lockName)
 }

@@ -50,13 +50,6 @@ func (w *world) source(n int, seed uint64) (manifest.SnapshotID, []byte) {
 	return id, data
 }
 
-// overwrite writes n bytes at off.
-func (w *world) overwrite(v *Volume, data []byte, n int, off int64, seed uint64) {
-	w.Helper()
-	w.write(v, noise(n, seed), off)
-	copy(data[off:], noise(n, seed))
-}
-
 // read reads blocks, waits until they are kept or not, and compares.
 func (w *world) read(d *Device, data []byte, blocks ...int) {
 	w.Helper()
@@ -178,12 +171,21 @@ func TestHydrationFillsUpToTheLimitAndGoesOnWhenThereIsRoom(t *testing.T) {
 		t.Errorf("%d blocks were hydrated, there was room for 20", n)
 	}
 	// What a read leaves of the room that it made is not for the hydrator.
-	w.read(d, data, 30, 31)
-	before := w.cached(d.base.Clean)
-	if err := w.hydrate(d); !errors.Is(err, ErrFull) {
-		t.Errorf("hydrate at the limit: %v", err)
+	left := 0
+	for _, block := range []int{39, 36, 33, 30} {
+		w.read(d, data, block)
+		if w.host.Budget.roomNow() >= blockSize {
+			left++
+		}
+		before := w.cached(d.base.Clean)
+		if err := w.hydrate(d); !errors.Is(err, ErrFull) {
+			t.Errorf("hydrate at the limit: %v", err)
+		}
+		w.wantCached(fmt.Sprintf("hydrated at the limit, after a read of block %d", block), d.base.Clean, before...)
 	}
-	w.wantCached("hydrated at the limit", d.base.Clean, before...)
+	if left == 0 {
+		t.Error("no read left the hydrator anything to be kept from")
+	}
 	w.setLimit(noLimit)
 	w.must(w.hydrate(d))
 	if n := len(w.cached(d.base.Clean)); n != 40 {
@@ -192,6 +194,61 @@ func TestHydrationFillsUpToTheLimitAndGoesOnWhenThereIsRoom(t *testing.T) {
 	if s := d.Stats(); s.HydratedBytes != s.TotalBytes {
 		t.Errorf("the census counts %d bytes of %d", s.HydratedBytes, s.TotalBytes)
 	}
+	w.abandon()
+}
+
+// TestOnlyABackgroundThatFoundNoRoomIsBarred, and only until there are two steps of
+// room. What is too much for a read bars nobody, and no read is barred.
+func TestOnlyABackgroundThatFoundNoRoomIsBarred(t *testing.T) {
+	w := newWorld(t, 1)
+	b := w.host.Budget
+	const background, read = false, true
+	w.setLimit(10 * blockSize) // of which a step is one block
+	admit := func(what string, blocks int64, forRead, fits bool) {
+		t.Helper()
+		if err := b.admit(blocks*blockSize, forRead); errors.Is(err, ErrFull) == fits || err != nil && fits {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	admit("up to the limit, but for one block", 9, background, true)
+	admit("more than fits, for a read", 2, read, false)
+	admit("in the background after that", 1, background, true)
+	w.setLimit(11 * blockSize)
+	admit("more than fits, in the background", 2, background, false)
+	admit("what would fit, in the background", 1, background, false)
+	admit("what fits, for a read", 1, read, true)
+	w.setLimit(13*blockSize - 1)
+	admit("with less than two steps of room", 1, background, false)
+	w.setLimit(13 * blockSize)
+	admit("with two steps of room", 1, background, true)
+	admit("with one step of room, and not barred any more", 1, background, true)
+	admit("at the limit", 1, background, false)
+	b.done(13 * blockSize)
+	w.abandon()
+}
+
+// TestBackgroundAddsNothingWhileADiskThatWasFullLacksItsReserve, for what it would
+// add a write could lack. Reads go on, and do not bring it back.
+func TestBackgroundAddsNothingWhileADiskThatWasFullLacksItsReserve(t *testing.T) {
+	w := newWorld(t, 1)
+	b := w.host.Budget
+	w.setLimit(noLimit)
+	w.must(vfs.WriteFileAtomic(w.crash, filepath.Join(w.host.State, "others"), noise(64*blockSize, 1)))
+	w.crash.SetCapacity(w.crash.Used() * 20 / 19) // a twentieth is free
+	w.must(b.admit(blockSize, false))
+	b.reclaim(b.rounds.Load(), 1, shared) // as a write does that finds the disk full
+	for range 2 {
+		if err := b.admit(blockSize, false); !errors.Is(err, ErrFull) {
+			t.Errorf("in the background on a disk that was full: %v", err)
+		}
+		w.must(b.admit(blockSize, true))
+		w.setLimit(noLimit) // measured anew
+	}
+	w.crash.SetCapacity(w.crash.Used() * 2)
+	w.setLimit(noLimit)
+	w.must(b.admit(blockSize, true)) // finds the reserve free
+	w.must(b.admit(blockSize, false))
+	b.done(5 * blockSize)
 	w.abandon()
 }
 
@@ -650,6 +707,11 @@ type removalFS struct {
 func (r *removalFS) Remove(name string) error {
 	r.removed = append(r.removed, filepath.Base(name))
 	return r.FS.Remove(name)
+}
+
+func (r *removalFS) RemoveAll(name string) error {
+	r.removed = append(r.removed, filepath.Base(name))
+	return r.FS.RemoveAll(name)
 }
 
 // TestLockFileOfABaseGoesLast: who finds none may make the base anew, and must not

@@ -21,8 +21,7 @@ func TestWritersAndReadersGoOnWhileTheStoreHangs(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 3)
 	w.equal(v.Device, data, "volume")
-	w.write(v, noise(pageSize, 2), 0)
-	copy(data, noise(pageSize, 2))
+	w.overwrite(v, data, pageSize, 0, 2)
 	cut := append([]byte(nil), data...)
 
 	gate, waiting := make(chan struct{}), make(chan struct{}, 8)
@@ -43,8 +42,7 @@ func TestWritersAndReadersGoOnWhileTheStoreHangs(t *testing.T) {
 	if _, err := v.Snapshot(w.ctx, SnapshotOptions{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second snapshot: %v, want ErrBusy", err)
 	}
-	w.write(v, noise(2*pageSize, 3), 100)
-	copy(data[100:], noise(2*pageSize, 3))
+	w.overwrite(v, data, 2*pageSize, 100, 3)
 	w.must(v.Zero(w.ctx, blockSize, blockSize))
 	clear(data[blockSize : 2*blockSize])
 	w.must(v.Sync(w.ctx))
@@ -72,8 +70,7 @@ func TestReadThroughTheOldRootOutlivesTheCommit(t *testing.T) {
 	before := append([]byte(nil), data...)
 	read := w.readInBackground(w.ctx, v.Device, pageSize, pageSize)
 	w.eventually("the read's request", func() bool { return waiting.Load() == 1 })
-	w.write(v, noise(blockSize, 3), 0)
-	copy(data, noise(blockSize, 3))
+	w.overwrite(v, data, blockSize, 0, 3)
 	done := w.snapshotInBackground(v, nil)
 	w.eventually("the new root", func() bool { return v.Stats().Root != old })
 	if pins := w.pins(v.name); len(pins) != 2 {
@@ -97,8 +94,7 @@ func TestFetchedBlockDoesNotReplaceTheSnapshotsCopy(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newDiverged(w)
 	before := append([]byte(nil), data...)
-	w.write(v, noise(pageSize, 3), 0) // of block 0, the rest of which is cold
-	copy(data, noise(pageSize, 3))
+	w.overwrite(v, data, pageSize, 0, 3) // of block 0, the rest of which is cold
 	outcome, committing := make(chan struct{}), make(chan struct{})
 	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "outcomes/"}, blockstoretest.Fault{Before: func(context.Context, blockstoretest.Call) {
 		close(committing)
@@ -145,8 +141,7 @@ func TestPartialWriteAcrossACommit(t *testing.T) {
 		written <- err
 	}()
 	w.eventually("the fetch of the page's rest", func() bool { return waiting.Load() == 1 })
-	w.write(v, noise(blockSize, 3), 0)
-	copy(data, noise(blockSize, 3))
+	w.overwrite(v, data, blockSize, 0, 3)
 	done := w.snapshotInBackground(v, nil)
 	w.eventually("the new root", func() bool { return v.Stats().Root != old })
 	letGo()
@@ -256,8 +251,7 @@ func TestCutWaitsForACopyUnderWay(t *testing.T) {
 func newDiverged(w *world) (*Volume, []byte) {
 	w.Helper()
 	v, data := newRestored(w, 2)
-	w.write(v, noise(blockSize, 2), 0)
-	copy(data, noise(blockSize, 2))
+	w.overwrite(v, data, blockSize, 0, 2)
 	w.snapshot(v)
 	w.equal(v.Device, data, "volume")
 	w.must(v.writes.clean.Evict(0))

@@ -276,8 +276,7 @@ func TestProcessesShareABase(t *testing.T) {
 func TestCloseWaitsForASnapshot(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 1)
-	w.write(v, noise(blockSize, 2), 0)
-	copy(data, noise(blockSize, 2))
+	w.overwrite(v, data, blockSize, 0, 2)
 	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "data/"}, blockstoretest.Fault{Hang: true})
 	ctx, giveUp := context.WithCancel(w.ctx)
 	begun, failed, closed := make(chan struct{}), make(chan error), make(chan error)

@@ -224,27 +224,22 @@ func eachStep(t *testing.T, do func(t *testing.T, s scene, step int) bool) {
 }
 
 func TestKillAtAnyFileCallLosesNothing(t *testing.T) {
+	stopAtEachCall(t, "killed", false)
+}
+
+func TestPowerCutAtAnyFileCallLosesNothingSynced(t *testing.T) {
+	stopAtEachCall(t, "power cut", true)
+}
+
+func stopAtEachCall(t *testing.T, how string, power bool) {
 	eachStep(t, func(t *testing.T, s scene, step int) bool {
 		d := newDrill(t, uint64(step), s)
 		d.dies()
 		d.crash.StopCall(step)
 		_ = d.play(s) // whatever it returns, nobody hears it
 		stopped := d.crash.Faulted()
-		d.restart(s, false)
-		d.check(fmt.Sprintf("killed at file call %d", step))
-		return stopped
-	})
-}
-
-func TestPowerCutAtAnyFileCallLosesNothingSynced(t *testing.T) {
-	eachStep(t, func(t *testing.T, s scene, step int) bool {
-		d := newDrill(t, uint64(step), s)
-		d.dies()
-		d.crash.StopCall(step)
-		_ = d.play(s)
-		stopped := d.crash.Faulted()
-		d.restart(s, true)
-		d.check(fmt.Sprintf("power cut at file call %d", step))
+		d.restart(s, power)
+		d.check(fmt.Sprintf("%s at file call %d", how, step))
 		return stopped
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -147,16 +148,17 @@ func TestCreateOrDeleteInterruptedLeavesWhatDeleteRemoves(t *testing.T) {
 			t.Run(f.name+"/"+what, func(t *testing.T) {
 				for step := 0; ; step++ {
 					w := newWorld(t, uint64(step))
-					id, _ := newSource(w, 1)
+					id, data := newSource(w, 1)
 					var err error
 					if what == "create" {
 						f.inject(w, step)
 						_, err = w.host.Create(w.ctx, &id, 0, 0)
 					} else {
 						v := w.openNew(&id, 0)
-						w.write(v, noise(pageSize, 1), 0)
+						w.must(w.hydrate(v.Device)) // so that the base has what the volume changes
+						w.overwrite(v, data, pageSize, 0, 7)
 						w.snapshot(v)
-						w.leavePending(v)
+						w.leavePending(v, data)
 						f.inject(w, step)
 						err = w.host.Delete(w.ctx, v.record.ID)
 					}
@@ -167,7 +169,7 @@ func TestCreateOrDeleteInterruptedLeavesWhatDeleteRemoves(t *testing.T) {
 						w.wantNothing("a deleted volume")
 					}
 					f.after(w)
-					w.deleteAll()
+					w.deleteAll(data)
 					if t.Failed() {
 						t.Fatalf("at step %d", step)
 					}
@@ -182,10 +184,11 @@ func TestCreateOrDeleteInterruptedLeavesWhatDeleteRemoves(t *testing.T) {
 	}
 }
 
-// leavePending leaves a volume, closed, with an attempt that is not settled.
-func (w *world) leavePending(v *Volume) {
+// leavePending changes a volume, of the given content, and leaves it, synced and
+// closed, with an attempt that is not settled.
+func (w *world) leavePending(v *Volume, data []byte) {
 	w.Helper()
-	w.write(v, noise(pageSize, 2), pageSize)
+	w.overwrite(v, data, pageSize, pageSize, 2)
 	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "outcomes/"}, blockstoretest.Fault{Err: blockstore.ErrUnavailable})
 	if _, err := v.Snapshot(w.ctx, SnapshotOptions{}); !errors.Is(err, blockstore.ErrUnavailable) {
 		w.Fatalf("snapshot without an outcome: %v", err)
@@ -194,17 +197,20 @@ func (w *world) leavePending(v *Volume) {
 	if v.Record().Pending == nil {
 		w.Fatalf("nothing is pending")
 	}
+	w.must(v.Sync(w.ctx))
 	w.must(v.Close())
 }
 
-// deleteAll deletes every volume that is listed, and makes sure that nothing is
-// left but empty folders of volumes that never were.
-func (w *world) deleteAll() {
+// deleteAll deletes every volume that is listed, which has the given content for as
+// long as it can be opened, and makes sure that nothing is left but empty folders of
+// volumes that never were.
+func (w *world) deleteAll(data []byte) {
 	w.Helper()
 	records, failed, err := List(w.host.FS, w.host.State)
 	w.must(errors.Join(append(failed, err)...))
 	for _, r := range records {
 		if v, err := w.host.OpenVolume(r.ID); err == nil {
+			w.equal(v.Device, data, "a volume that can be opened")
 			w.must(v.Settle(w.ctx))
 			w.must(v.Close())
 		} else if !r.Creating && !r.Deleting {
@@ -230,6 +236,60 @@ func (w *world) deleteAll() {
 		return nil
 	}))
 	w.wantNonePending()
+}
+
+// A stoppingFS stops the process when it syncs a folder from which it has removed
+// something, or when it removes it.
+type stoppingFS struct {
+	vfs.FS
+	crash  *vfs.Crash
+	folder string
+	synced bool // stop at the removal only
+
+	removed bool
+}
+
+func (s *stoppingFS) SyncDir(name string) error {
+	if name == s.folder && s.removed && !s.synced {
+		s.crash.StopCall(0)
+	}
+	return s.FS.SyncDir(name)
+}
+
+func (s *stoppingFS) RemoveAll(name string) error {
+	if name == s.folder {
+		s.crash.StopCall(0)
+	}
+	s.removed = true
+	return s.FS.RemoveAll(name)
+}
+
+// TestRecordOfADeletedVolumeGoesLast: whatever of its folder a power cut brings back,
+// nothing is there without the record by which it is found and deleted.
+func TestRecordOfADeletedVolumeGoesLast(t *testing.T) {
+	for _, synced := range []bool{false, true} {
+		for seed := range uint64(40) {
+			w := newWorld(t, seed)
+			v, _ := newRestored(w, 1)
+			w.must(v.Close())
+			w.host.FS = &stoppingFS{FS: w.crash, crash: w.crash, folder: v.dir, synced: synced}
+			if err := w.host.Delete(w.ctx, v.record.ID); !errors.Is(err, vfs.ErrStopped) {
+				t.Errorf("seed %d: delete: %v, want ErrStopped", seed, err)
+			}
+			w.powerCut()
+			names, err := w.host.FS.ReadDir(v.dir)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			recorded := slices.Contains(names, recordName)
+			for _, name := range names {
+				if name != recordName && name != lockName && (synced || !recorded) {
+					t.Errorf("synced %t, seed %d: of the folder there is %v", synced, seed, names)
+				}
+			}
+			w.end()
+		}
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -275,11 +335,11 @@ func TestOpenRefuses(t *testing.T) {
 
 func encodeRecord(t *testing.T, r Record) string {
 	t.Helper()
-	fs := vfs.NewCrash(0)
-	if err := r.save(fs, "/"); err != nil {
+	disk := vfs.NewCrash(0)
+	if err := r.save(disk, "/"); err != nil {
 		t.Fatal(err)
 	}
-	data, err := vfs.ReadFile(fs, "/"+recordName, maxRecordLength)
+	data, err := vfs.ReadFile(disk, "/"+recordName, maxRecordLength)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,8 +30,7 @@ var changes = map[string]func(w *world, v *Volume, data []byte, seed uint64){
 // change writes n bytes at off of block 1.
 func change(w *world, v *Volume, data []byte, n int, off int64, seed uint64) {
 	w.Helper()
-	w.write(v, noise(n, seed), blockSize+off)
-	copy(data[blockSize+off:], noise(n, seed))
+	w.overwrite(v, data, n, blockSize+off, seed)
 }
 
 // discard makes n bytes at off of block 1 zeros.

@@ -25,9 +25,9 @@ const (
 )
 
 const (
-	// nativeName is the lock file of a base that keeps it from being punched: who
-	// gives its data file away, to a loop device for instance, which knows nothing
-	// of checksums, holds it shared. An evictor holds it exclusively.
+	// nativeName is the lock file of a base that keeps it from being punched while
+	// its data file is being given away, which takes it shared. An evictor holds it
+	// exclusively.
 	nativeName = "native"
 
 	// openedName is the file with the time at which a base or clean layer was
@@ -128,35 +128,24 @@ func (b *Budget) evictIdle(want int64) int64 {
 	return freed
 }
 
-// removeBase removes a base that nobody has open. Its lock file goes last, so that
-// who opens the base meanwhile waits, and then makes it anew.
+// removeBase removes a base that nobody has open. Who opens it meanwhile waits, and
+// then makes it anew.
 func (b *Budget) removeBase(dir string) (freed int64, err error) {
 	lock, err := b.fs.Lock(filepath.Join(dir, lockName), true)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	if err := b.refuseGiven(dir); err != nil { // no space would be free
+		return 0, err
+	}
 	size, err := cache.CleanAllocated(b.fs, dir)
 	if err != nil {
 		return 0, err
 	}
-	names, err := b.fs.ReadDir(dir)
-	if err != nil {
+	if err := vfs.RemoveLocked(b.fs, dir, lockName); err != nil {
 		return 0, err
 	}
-	for _, name := range names {
-		if name == lockName {
-			continue
-		}
-		if err := b.fs.Remove(filepath.Join(dir, name)); err != nil {
-			return 0, err
-		}
-	}
-	if err := b.fs.Remove(filepath.Join(dir, lockName)); err != nil {
-		return size, err
-	}
-	// From here on somebody may have made it anew.
-	_ = b.fs.Remove(dir)
 	return size, nil
 }
 
@@ -208,8 +197,8 @@ func (b *Budget) evictOwn(want int64) (freed int64) {
 	return freed
 }
 
-// evictFrom evicts blocks of a layer from the given one on, none of a base that is
-// used natively.
+// evictFrom evicts blocks of a layer from the given one on, none of a base that was
+// given away.
 func (b *Budget) evictFrom(l *evictable, from, want int64) (next, freed int64, err error) {
 	if l.isBase {
 		release, err := b.lockNative(l.dir)
@@ -287,17 +276,37 @@ func (b *Budget) evictWhole(dir string) (freed int64, err error) {
 	return size, errors.Join(cache.EvictAll(b.fs, dir), release())
 }
 
-// lockNative makes sure that nobody uses a base natively until release.
-// vfs.ErrLocked: somebody does.
+// lockNative makes sure that a base is not given away until release. vfs.ErrLocked:
+// it was, or is being.
 func (b *Budget) lockNative(dir string) (release func() error, err error) {
 	native, err := b.fs.Lock(filepath.Join(dir, nativeName), true)
 	switch {
 	case err == nil:
-		return native.Close, nil
+		release = native.Close
 	case vfs.IsFull(err): // there is no such file, so nobody holds it
-		return func() error { return nil }, nil
+		release = func() error { return nil }
+	default:
+		return nil, err
 	}
-	return nil, err
+	if err := b.refuseGiven(dir); err != nil {
+		return nil, errors.Join(err, release())
+	}
+	return release, nil
+}
+
+// refuseGiven is vfs.ErrLocked for a base whose data file was given away: whoever
+// has it knows nothing of checksums, and would see zeros where it is punched.
+func (b *Budget) refuseGiven(dir string) error {
+	names, err := b.fs.Links(cache.DataFile(dir))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case names > 1:
+		return fmt.Errorf("%s is used without lazyvol: %w", dir, vfs.ErrLocked)
+	}
+	return nil
 }
 
 // eachBase calls do with the folder of each base of the host.

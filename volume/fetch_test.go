@@ -144,8 +144,7 @@ func TestScatteredPagesOfABlockComeInOneRequest(t *testing.T) {
 	defer func() { w.end() }()
 	v, data := newRestored(w, 1)
 	for page := 0; page < blockSize/pageSize; page += 2 {
-		w.write(v, noise(pageSize, 2), int64(page*pageSize))
-		copy(data[page*pageSize:], noise(pageSize, 2))
+		w.overwrite(v, data, pageSize, int64(page*pageSize), 2)
 	}
 	w.store.Reset()
 	w.equal(v.Device, data, "volume")
@@ -190,8 +189,7 @@ func TestStoreDown(t *testing.T) {
 			if _, err := v.ReadAt(w.ctx, got, 0); err != nil || !bytes.Equal(got, data[:blockSize]) {
 				t.Errorf("a cached read: %v", err)
 			}
-			w.write(v, noise(2*pageSize, 3), blockSize+pageSize)
-			copy(data[blockSize+pageSize:], noise(2*pageSize, 3))
+			w.overwrite(v, data, 2*pageSize, blockSize+pageSize, 3)
 			w.must(v.Zero(w.ctx, 2*blockSize, blockSize))
 			clear(data[2*blockSize:])
 			w.must(v.Sync(w.ctx))
@@ -199,14 +197,21 @@ func TestStoreDown(t *testing.T) {
 				t.Errorf("%d requests for what needs none", n)
 			}
 
-			w.store.Heal()
-			w.equal(v.Device, data, "healed")
-			if stats := v.Stats(); len(stats.Errors) != 0 {
-				t.Errorf("healed, and the status has the errors %v", stats.Errors)
-			}
-			w.must(v.Close())
+			w.wantHealed(v, data)
 		})
 	}
+}
+
+// wantHealed heals the store, and closes a volume that is whole then and tells of no
+// error any more.
+func (w *world) wantHealed(v *Volume, data []byte) {
+	w.Helper()
+	w.store.Heal()
+	w.equal(v.Device, data, "healed")
+	if stats := v.Stats(); len(stats.Errors) != 0 {
+		w.Errorf("healed, the status tells %v", stats.Errors)
+	}
+	w.must(v.Close())
 }
 
 // TestLateReaderHasItsWholeDeadline: a request that others began earlier ends
@@ -247,12 +252,7 @@ func TestCorruptPackIsAnErrorAndNeverCached(t *testing.T) {
 			if stats := v.Stats(); len(stats.Errors) == 0 {
 				t.Error("the status tells nothing of it")
 			}
-			w.store.Heal()
-			w.equal(v.Device, data, "healed")
-			if stats := v.Stats(); len(stats.Errors) != 0 {
-				t.Errorf("healed, the status tells %v", stats.Errors)
-			}
-			w.must(v.Close())
+			w.wantHealed(v, data)
 		})
 	}
 }

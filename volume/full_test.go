@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lazyvol/lazyvol/cache"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -282,3 +283,40 @@ func TestFullDiskRefusesWritesAndNothingElse(t *testing.T) {
 }
 
 var tightSeeds = flag.Uint64("tight-seeds", max(12, 40/thinning), "how many simulations TestFullDiskRefusesWritesAndNothingElse runs")
+
+// A fullForRecords has no room for the record of any volume.
+type fullForRecords struct{ vfs.FS }
+
+func (f fullForRecords) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	if filepath.Base(name) == recordName+".tmp" {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOSPC}
+	}
+	return f.FS.OpenFile(name, flag, perm)
+}
+
+// TestDeleteThatNeverFindsRoomToBeginHarmsNothing, although it takes what is clean of
+// the volume for that.
+func TestDeleteThatNeverFindsRoomToBeginHarmsNothing(t *testing.T) {
+	w := newWorld(t, 1)
+	v, data := newRestored(w, 2)
+	base := *v.Record().Root
+	w.overwrite(v, data, pageSize, 0, 2)
+	w.snapshot(v)
+	w.must(v.Close())
+	disk := w.host.FS
+	w.host.FS = fullForRecords{disk}
+	if err := w.host.Delete(w.ctx, v.record.ID); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("delete: %v, want ENOSPC", err)
+	}
+	w.host.FS = disk
+	if n, err := cache.CleanAllocated(disk, cleanDir(v.dir)); n != 0 || err != nil {
+		t.Errorf("%d clean bytes are left, %v", n, err)
+	}
+	d := w.mountAs("mnt-1", base)
+	w.must(w.hydrate(d)) // so that the base has what the volume changed
+	v = w.open(v.record.ID)
+	w.equal(v.Device, data, "the volume that could not be deleted")
+	w.must(errors.Join(v.Close(), d.Close()))
+	w.must(w.host.Delete(w.ctx, v.record.ID))
+	w.end()
+}

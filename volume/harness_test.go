@@ -207,6 +207,14 @@ func (w *world) write(v *Volume, p []byte, off int64) {
 	}
 }
 
+// overwrite writes n bytes of noise at off, of the volume and of data, what it holds.
+func (w *world) overwrite(v *Volume, data []byte, n int, off int64, seed uint64) {
+	w.Helper()
+	p := noise(n, seed)
+	w.write(v, p, off)
+	copy(data[off:], p)
+}
+
 // hydrate fetches all that the device lacks.
 func (w *world) hydrate(d *Device) error {
 	for leaf := int64(0); ; {

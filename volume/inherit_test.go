@@ -51,10 +51,8 @@ func TestSnapshotOverADamagedBlockFailsAndKeepsTheChanges(t *testing.T) {
 			v, data := newRestored(w, 3)
 			root := *v.Record().Root
 			undo := w.damage(root, d.change)
-			w.write(v, noise(pageSize, 2), pageSize) // of block 0
-			copy(data[pageSize:], noise(pageSize, 2))
-			w.write(v, noise(blockSize, 3), 2*blockSize)
-			copy(data[2*blockSize:], noise(blockSize, 3))
+			w.overwrite(v, data, pageSize, pageSize, 2) // of block 0
+			w.overwrite(v, data, blockSize, 2*blockSize, 3)
 			for range 2 { // a failed one is no excuse for the next
 				if _, err := v.Snapshot(w.ctx, SnapshotOptions{}); !errors.Is(err, d.is) || !strings.Contains(err.Error(), "block 0") {
 					t.Fatalf("snapshot: %v, want %v of block 0", err, d.is)
@@ -89,8 +87,7 @@ func TestSnapshotOverADamagedBlockFailsAndKeepsTheChanges(t *testing.T) {
 func TestBlockOverwrittenWholeOutlivesItsDamagedParent(t *testing.T) {
 	for name, change := range map[string]func(w *world, v *Volume, data []byte){
 		"written": func(w *world, v *Volume, data []byte) {
-			w.write(v, noise(blockSize, 2), 0)
-			copy(data, noise(blockSize, 2))
+			w.overwrite(v, data, blockSize, 0, 2)
 		},
 		"discarded": func(w *world, v *Volume, data []byte) {
 			w.must(v.Zero(w.ctx, 0, blockSize))
@@ -116,8 +113,7 @@ func TestDamagedBlockIsNotInheritedSilently(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 3)
 	undo := w.damage(*v.Record().Root, damages["flipped"].change)
-	w.write(v, noise(pageSize, 2), blockSize)
-	copy(data[blockSize:], noise(pageSize, 2))
+	w.overwrite(v, data, pageSize, blockSize, 2)
 	child := w.snapshot(v)
 	w.must(v.Close())
 

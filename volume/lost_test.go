@@ -21,8 +21,7 @@ func newLost(w *world, reclaimed bool) (*Volume, []byte) {
 		w.Fatalf("read: %v", err)
 	}
 	w.eventually("the blocks are cached", func() bool { return v.Stats().HydratedBytes == 2*blockSize })
-	w.write(v, noise(pageSize, 2), blockSize)
-	copy(data[blockSize:], noise(pageSize, 2))
+	w.overwrite(v, data, pageSize, blockSize, 2)
 	w.must(v.Zero(w.ctx, 2*blockSize, blockSize))
 	clear(data[2*blockSize : 3*blockSize])
 	store := snapshot.New(w.mem)
@@ -56,8 +55,7 @@ func TestLostRootFailsColdReadsLoudlyAndServesTheRest(t *testing.T) {
 	if n := w.packGets(); n != 0 {
 		t.Errorf("%d requests through a lost root", n)
 	}
-	w.write(v, noise(blockSize, 3), 3*blockSize)
-	copy(data[3*blockSize:], noise(blockSize, 3))
+	w.overwrite(v, data, blockSize, 3*blockSize, 3)
 	w.equal(v.Device, data, "volume with the cold block overwritten")
 	w.must(v.Close())
 }
@@ -106,8 +104,7 @@ func TestSnapshotWithoutItsParent(t *testing.T) {
 		w.must(v.writes.clean.Evict(block))
 	}
 	w.equal(v.Device, data, "volume")
-	w.write(v, noise(pageSize, 5), 3*blockSize)
-	copy(data[3*blockSize:], noise(pageSize, 5))
+	w.overwrite(v, data, pageSize, 3*blockSize, 5)
 	outcome, err = v.Snapshot(w.ctx, SnapshotOptions{})
 	w.must(err)
 	if outcome.Parent == nil || outcome.UploadedBlocks != 1 {
@@ -129,8 +126,7 @@ func TestSnapshotWithoutItsParentNeedsAllBlocks(t *testing.T) {
 	if stats := v.Stats(); stats.Lost == nil {
 		t.Error("the status does not tell that the root is lost")
 	}
-	w.write(v, noise(blockSize, 3), 3*blockSize)
-	copy(data[3*blockSize:], noise(blockSize, 3))
+	w.overwrite(v, data, blockSize, 3*blockSize, 3)
 	id := w.snapshot(v)
 	w.equalSnapshot(id, data, "the full snapshot")
 	w.equal(v.Device, data, "volume")
@@ -168,4 +164,32 @@ func TestLostRootAndAFailingStore(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestPinOnTheRootThatSettleMovesToIsLookedAfter: that on the one before says
+// nothing of it.
+func TestPinOnTheRootThatSettleMovesToIsLookedAfter(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newRestored(w, 2)
+	w.overwrite(v, data, pageSize, 0, 2)
+	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "outcomes/"}, blockstoretest.Fault{LoseReply: true})
+	w.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpGet, Prefix: "outcomes/"}, blockstoretest.Fault{Err: blockstore.ErrUnavailable})
+	if _, err := v.Snapshot(w.ctx, SnapshotOptions{}); !errors.Is(err, blockstore.ErrUnavailable) {
+		t.Fatalf("snapshot of which nobody can tell whether it was committed: %v", err)
+	}
+	w.store.Heal()
+	committed := v.Record().Pending.Snapshot
+	store := snapshot.New(w.mem)
+	w.must(store.Unpin(w.ctx, committed, v.name))
+	w.must(store.Delete(w.ctx, committed))
+	if err := v.Settle(w.ctx); !errors.Is(err, snapshot.ErrNotFound) {
+		t.Errorf("Settle: %v, want snapshot.ErrNotFound", err)
+	}
+	if root := v.Record().Root; *root != committed {
+		t.Errorf("the root is %s, want %s", root, committed)
+	}
+	if v.Stats().Lost == nil {
+		t.Error("the status does not tell that the root is lost")
+	}
+	w.must(v.Close())
 }

@@ -344,6 +344,34 @@ func (t tapFS) ReadDir(name string) (names []string, err error) {
 	return names, err
 }
 
+func (t tapFS) Link(oldName, newName string) error {
+	return t.do("link", newName, 0, nil, func() error { return t.FS.Link(oldName, newName) })
+}
+
+func (t tapFS) Links(name string) (n int, err error) {
+	err = t.do("count names", name, 0, nil, func() error {
+		n, err = t.FS.Links(name)
+		return err
+	})
+	return n, err
+}
+
+func (t tapFS) Space(name string) (total, free int64, err error) {
+	err = t.do("statfs", name, 0, nil, func() error {
+		total, free, err = t.FS.Space(name)
+		return err
+	})
+	return total, free, err
+}
+
+func (t tapFS) Allocated(name string) (n int64, err error) {
+	err = t.do("measure", name, 0, nil, func() error {
+		n, err = t.FS.Allocated(name)
+		return err
+	})
+	return n, err
+}
+
 func (t tapFS) SyncDir(name string) error {
 	return t.do("sync folder", name, 0, nil, func() error { return t.FS.SyncDir(name) })
 }

@@ -250,7 +250,8 @@ func TestReadAheadStaysWithinASmallCache(t *testing.T) {
 		w.read(d, data, b)
 	}
 	w.eventually("nothing is read ahead any more", func() bool { return d.DemandInFlight() == 0 })
-	if n := d.stats.fetchedBytes.Load(); n > blocks*blockSize*11/10 {
+	// What is kept late may evict what is not read yet.
+	if n := d.stats.fetchedBytes.Load(); n > blocks*blockSize*13/10 {
 		t.Errorf("%d bytes fetched for %d blocks of %d", n, blocks, blockSize)
 	}
 	w.abandon()

@@ -4,33 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
-	"github.com/lazyvol/lazyvol/manifest"
 )
-
-func TestFlippedBitOfARecordIsFound(t *testing.T) {
-	w := newRealWorld(t)
-	v, _ := newRestored(w, 1)
-	w.must(v.Close())
-	file := filepath.Join(v.dir, recordName)
-	good, err := os.ReadFile(file)
-	w.must(err)
-	for i := range good {
-		for bit := range 8 {
-			bad := bytes.Clone(good)
-			bad[i] ^= 1 << bit
-			w.must(os.WriteFile(file, bad, 0o600))
-			if _, err := ReadRecord(w.host.FS, w.host.State, v.record.ID); !errors.Is(err, manifest.ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {
-				t.Fatalf("bit %d of byte %d, %q: %v", bit, i, bad[max(0, i-20):min(len(bad), i+20)], err)
-			}
-		}
-	}
-	w.must(os.WriteFile(file, good, 0o600))
-	w.must(w.open(v.record.ID).Close())
-}
 
 func TestDamagedRootCopyIsFetchedAgain(t *testing.T) {
 	w := newRealWorld(t)

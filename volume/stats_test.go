@@ -81,8 +81,7 @@ func TestFullCacheStopsHydrationAndNothingElse(t *testing.T) {
 		t.Errorf("hydrate: %v, want ErrFull", err)
 	}
 	w.equal(v.Device, data, "volume")
-	w.write(v, noise(blockSize, 2), 0)
-	copy(data, noise(blockSize, 2))
+	w.overwrite(v, data, blockSize, 0, 2)
 	id := w.snapshot(v)
 	if has, err := v.writes.clean.Has(0); has || err != nil {
 		t.Errorf("a clean copy without room for it: %t, %v", has, err)

@@ -14,10 +14,8 @@ func TestWholePagesAreWrittenWithoutTheStore(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 3)
 	w.store.Reset()
-	w.write(v, noise(blockSize, 2), pageSize)
-	copy(data[pageSize:], noise(blockSize, 2))
-	w.write(v, noise(pageSize, 3), 3*blockSize-pageSize)
-	copy(data[3*blockSize-pageSize:], noise(pageSize, 3))
+	w.overwrite(v, data, blockSize, pageSize, 2)
+	w.overwrite(v, data, pageSize, 3*blockSize-pageSize, 3)
 	w.must(v.Zero(w.ctx, 2*blockSize, pageSize))
 	clear(data[2*blockSize:][:pageSize])
 	w.must(v.Sync(w.ctx))
@@ -37,8 +35,7 @@ func TestWriteRacingAFetchWins(t *testing.T) {
 	w.eventually("the background's request", func() bool { return waiting.Load() == 1 })
 	read := w.readInBackground(w.ctx, v.Device, 2*blockSize, 0)
 	w.eventually("the reader's request", func() bool { return waiting.Load() == 2 })
-	w.write(v, noise(pageSize, 2), 0)
-	copy(data, noise(pageSize, 2))
+	w.overwrite(v, data, pageSize, 0, 2)
 	w.must(v.Zero(w.ctx, blockSize, 2*pageSize))
 	clear(data[blockSize:][:2*pageSize])
 	letGo()
@@ -188,8 +185,7 @@ func TestPartOfAColdPageWaitsForTheStoreAndWriterMayGiveUp(t *testing.T) {
 		done <- err
 	}()
 	w.eventually("the request", func() bool { return waiting.Load() == 1 })
-	w.write(v, noise(pageSize, 2), pageSize) // nobody else waits
-	copy(data[pageSize:], noise(pageSize, 2))
+	w.overwrite(v, data, pageSize, pageSize, 2) // nobody else waits
 	giveUp()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("the writer that gave up got %v", err)

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -124,8 +122,14 @@ func (s *session) end(ctx context.Context, pinned bool) error {
 	return s.close()
 }
 
+// close removes the session's folder, unless a loop device reads the file in it: that
+// must not be evicted, which the name in the folder prevents. A later sweep removes
+// it then.
 func (s *session) close() error {
-	err := os.RemoveAll(s.dir)
+	given, err := takeBack(s.dir)
+	if err == nil && !given {
+		err = os.RemoveAll(s.dir)
+	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
@@ -190,6 +194,9 @@ func (s *session) endDead(ctx context.Context) error {
 	if err := s.store.Unpin(ctx, s.Snapshot, s.ID); err != nil {
 		return errors.Join(err, s.lock.Close())
 	}
+	if _, err := takeBack(s.dir); err != nil {
+		return errors.Join(err, s.lock.Close())
+	}
 	record, err := os.Stat(filepath.Join(s.dir, recordName))
 	if err == nil && time.Since(record.ModTime()) < lateRequests {
 		return s.lock.Close()
@@ -220,26 +227,10 @@ func (a *app) sweepUnrecorded() error {
 }
 
 // removeUnrecorded removes a session's folder that we have locked, unless it
-// has a record by now. The lock goes last, and not with the folder at one
-// stroke: somebody who makes the lock anew in between keeps the folder.
+// has a record by now.
 func removeUnrecorded(dir string) error {
 	if recorded, err := fileExists(filepath.Join(dir, recordName)); recorded || err != nil {
 		return err
 	}
-	left, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range left {
-		if e.Name() != lockName {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
-		}
-	}
-	if err := errors.Join(err, os.Remove(filepath.Join(dir, lockName))); err != nil {
-		return err
-	}
-	if err := os.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
-	return nil
+	return vfs.RemoveLocked(vfs.OS(), dir, lockName)
 }

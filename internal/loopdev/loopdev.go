@@ -277,8 +277,11 @@ func keep(dev string) error {
 }
 
 // Change makes a read-only device serve another file of the same size, at once
-// and without its users noticing. The device has direct I/O on the new file if
-// the file allows it.
+// and without those who have it open noticing. The device has direct I/O on the new
+// file if the file allows it. A device that somebody claims, such as a mounted
+// filesystem, is ErrBusy: to the kernel the medium changes, and since Linux 6.6 that
+// shuts the filesystem down. Whoever wants to claim it meanwhile, which takes some
+// milliseconds, is told that it is busy.
 func Change(dev, path string) error {
 	file, err := openBacking(path, true)
 	if errors.Is(err, unix.EINVAL) { // a filesystem without direct I/O
@@ -288,7 +291,10 @@ func Change(dev, path string) error {
 		return err
 	}
 	defer file.Close() // the device has its own reference
-	f, err := os.OpenFile(dev, os.O_RDONLY, 0)
+	f, err := os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("change %s to %s: %w", dev, path, ErrBusy)
+	}
 	if err != nil {
 		return err
 	}
@@ -298,6 +304,10 @@ func Change(dev, path string) error {
 	}
 	return nil
 }
+
+// Activity returns the counters of a device's I/O as the kernel prints them: the same
+// twice means that nothing was read or written in between.
+func Activity(dev string) (string, error) { return attribute(dev, "stat") }
 
 // Backing returns the path of a device's backing file as the kernel knows it:
 // absolute, free of symbolic links, and with " (deleted)" after it if the file

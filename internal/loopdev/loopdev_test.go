@@ -427,6 +427,14 @@ func TestChangeMovesADeviceInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantError(t, "another size", Change(dev, smaller), unix.EINVAL)
+	claimed, err := os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a claimed device", Change(dev, before), ErrBusy)
+	if err := claimed.Close(); err != nil {
+		t.Fatal(err)
+	}
 	wantError(t, "a writable device", Change(attach(t, backing(t, 0), Options{}), after), unix.EINVAL)
 	if got, err := Backing(dev); got != after || err != nil {
 		t.Errorf("after failures backing is %s, %v", got, err)

@@ -151,6 +151,55 @@ func (c *Crash) Rename(oldName, newName string) error {
 	})
 }
 
+// Link implements [FS].
+func (c *Crash) Link(oldName, newName string) error {
+	return c.call("link", oldName, func() error {
+		node := c.lookup(oldName)
+		dir, err := c.lookupDir(filepath.Dir(newName))
+		switch base := filepath.Base(newName); {
+		case err != nil:
+			return err
+		case node == nil:
+			return fs.ErrNotExist
+		case node.dir != nil:
+			return syscall.EPERM
+		case dir.now[base] != nil:
+			return fs.ErrExist
+		default:
+			c.change(dir, dirChange{name: base, node: node})
+		}
+		return nil
+	})
+}
+
+// Links implements [FS].
+func (c *Crash) Links(name string) (n int, err error) {
+	err = c.call("stat", name, func() error {
+		node := c.lookup(name)
+		if node == nil {
+			return fs.ErrNotExist
+		}
+		n = c.root.names(node)
+		return nil
+	})
+	return n, err
+}
+
+// names counts the names of a node in the tree of n.
+func (n *crashNode) names(of *crashNode) int {
+	if n.dir == nil {
+		return 0
+	}
+	found := 0
+	for _, child := range n.dir.now {
+		found += child.names(of)
+		if child == of {
+			found++
+		}
+	}
+	return found
+}
+
 // Remove implements [FS].
 func (c *Crash) Remove(name string) error {
 	return c.call("remove", name, func() error {

@@ -30,6 +30,9 @@ func (c *Crash) used() int64 {
 	pages := int64(0)
 	var count func(n *crashNode)
 	count = func(n *crashNode) {
+		if _, twice := named[n]; twice {
+			return
+		}
 		named[n] = struct{}{}
 		pages += 1 + int64(len(n.perPage))
 		if n.dir != nil {

@@ -32,6 +32,16 @@ func (osFS) Rename(oldName, newName string) error         { return os.Rename(old
 func (osFS) Remove(name string) error                     { return os.Remove(name) }
 func (osFS) RemoveAll(name string) error                  { return os.RemoveAll(name) }
 
+func (osFS) Link(oldName, newName string) error { return os.Link(oldName, newName) }
+
+func (osFS) Links(name string) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return int(st.Nlink), nil
+}
+
 func (osFS) ReadDir(name string) ([]string, error) {
 	entries, err := os.ReadDir(name)
 	if err != nil {

@@ -29,6 +29,13 @@ type FS interface {
 	// SyncDir of the folder.
 	Rename(oldName, newName string) error
 
+	// Link gives the file oldName a second name, which must be free, and be on the
+	// same filesystem. It is durable after SyncDir of the new name's folder.
+	Link(oldName, newName string) error
+
+	// Links returns how many names a file has.
+	Links(name string) (int, error)
+
 	// Remove removes a file or an empty folder.
 	Remove(name string) error
 
@@ -98,6 +105,36 @@ type File interface {
 	// SeekHole returns the first offset ≥ off inside a hole, the end of the file
 	// counting as one; io.EOF: off lies at or past the end.
 	SeekHole(off int64) (int64, error)
+}
+
+// RemoveLocked removes the folder dir with all that is in it. The caller holds the
+// lock file in it, whose name is lock, exclusively. That goes last, and not with the
+// folder at one stroke: who makes it anew in between keeps the folder, which is no
+// error. Should RemoveLocked fail, or the process end, the lock file is there for as
+// long as anything else is. Nothing is durable on return: after a power cut any of
+// the files may be back.
+func RemoveLocked(fsys FS, dir, lock string) error {
+	names, err := fsys.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == lock {
+			continue
+		}
+		if err := fsys.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := fsys.Remove(filepath.Join(dir, lock)); err != nil {
+		return err
+	}
+	// From here on somebody may have made it anew, or even removed it again.
+	err = fsys.Remove(dir)
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // ReadFile returns the content of a file of at most limit bytes; a larger one is

@@ -295,3 +295,42 @@ func TestReadFileRefusesWhatIsTooLarge(t *testing.T) {
 		}
 	})
 }
+
+func TestFileWithTwoNamesGoesWithTheLast(t *testing.T) {
+	each(t, func(t *testing.T, fsys vfs.FS, dir string) {
+		first, folder := filepath.Join(dir, "first"), filepath.Join(dir, "folder")
+		second := filepath.Join(folder, "second")
+		must(t, fsys.MkdirAll(folder, 0o700))
+		f := open(t, fsys, first, os.O_RDWR|os.O_CREATE)
+		wantLinks := func(name string, want int) {
+			t.Helper()
+			if n, err := fsys.Links(name); n != want || err != nil {
+				t.Errorf("%s has %d names, %v, want %d", name, n, err, want)
+			}
+		}
+		wantLinks(first, 1)
+		must(t, fsys.Link(first, second))
+		wantLinks(first, 2)
+		wantLinks(second, 2)
+		write(t, f, []byte("both"), 0)
+		p := make([]byte, 4)
+		if _, err := open(t, fsys, second, os.O_RDONLY).ReadAt(p, 0); err != nil || string(p) != "both" {
+			t.Errorf("through the other name: %q, %v", p, err)
+		}
+		if err := fsys.Link(first, second); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("a name that is taken: %v", err)
+		}
+		if err := fsys.Link(filepath.Join(dir, "none"), filepath.Join(dir, "x")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a file that is not there: %v", err)
+		}
+		if err := fsys.Link(folder, filepath.Join(dir, "x")); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("a folder: %v", err)
+		}
+		must(t, fsys.Remove(first))
+		wantLinks(second, 1)
+		if _, err := fsys.Links(first); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("links of a removed name: %v", err)
+		}
+		must(t, fsys.Remove(second))
+	})
+}

@@ -19,6 +19,10 @@ import (
 // long.
 const loopReadAheadKB = 4096
 
+func loopOptions(readOnly bool) loopdev.Options {
+	return loopdev.Options{ReadOnly: readOnly, ReadAheadKB: loopReadAheadKB, PartScan: true}
+}
+
 // attachDir is where attach mounts a snapshot or volume that is not mounted.
 func (a *app) attachDir(target string) string { return filepath.Join(a.state, "attached", target) }
 
@@ -27,7 +31,9 @@ func (a *app) attachCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "attach SNAP|VOL", Short: "Mount and attach as a loop device; prints /dev/loopN", Args: args(cobra.ExactArgs(1)),
 		Long: `Mounts a snapshot or volume, unless it is mounted, and attaches a loop device
-with direct I/O to it. Prints the device. Attaching again prints the same device.`,
+with direct I/O to it. Prints the device. Attaching again prints the same device.
+Once all of a snapshot is on this host its device reads the local file, as fast as
+any, and does not need the daemon.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("attach needs root: loop devices are the kernel's")
@@ -56,14 +62,16 @@ func (a *app) attach(ctx context.Context, target string, f *mountFlags) (string,
 	if err != nil {
 		return "", err
 	}
-	image := filepath.Join(dir, fs.ImageName)
-	devs, err := loopdev.FindByBacking(image)
+	devs, err := a.loopsOf(dir)
 	if err == nil && len(devs) > 0 {
 		return devs[0], nil
 	}
 	var dev string
-	if err == nil {
-		dev, err = loopdev.Attach(image, loopdev.Options{ReadOnly: readOnly, ReadAheadKB: loopReadAheadKB, PartScan: true})
+	if err == nil && readOnly {
+		dev, err = a.attachNative(ctx, dir)
+	}
+	if err == nil && dev == "" {
+		dev, err = loopdev.Attach(filepath.Join(dir, fs.ImageName), loopOptions(readOnly))
 	}
 	if err != nil && mounted {
 		err = errors.Join(err, a.unmountAttached(context.WithoutCancel(ctx), dir))
@@ -123,7 +131,11 @@ func (a *app) detachDead(dir string) error {
 }
 
 func (a *app) unmountAttached(ctx context.Context, dir string) error {
-	if err := a.unmount(ctx, dir); err != nil {
+	mounted, err := fileExists(filepath.Join(dir, fs.StatusName))
+	if mounted || err != nil { // else somebody has taken the mount away
+		err = a.unmount(ctx, dir)
+	}
+	if err != nil {
 		return err
 	}
 	return os.Remove(dir)
@@ -149,10 +161,10 @@ func (a *app) detach(ctx context.Context, target string) error {
 		if err != nil {
 			return err
 		}
-		if filepath.Base(image) != fs.ImageName {
+		if dir, err = a.mountOfImage(image); err != nil {
 			return codedError{fmt.Sprintf("%s is not attached to a volume of lazyvol, but to %s", target, image), exitNotFound}
 		}
-		dir, devs = filepath.Dir(image), []string{target}
+		devs = []string{target}
 	default:
 		dir = a.attachDir(target)
 		if strings.HasPrefix(target, "vol-") {
@@ -169,7 +181,7 @@ func (a *app) detach(ctx context.Context, target string) error {
 		} else if _, err := parseSnapshot(target); err != nil {
 			return err
 		}
-		found, err := loopdev.FindByBacking(filepath.Join(dir, fs.ImageName))
+		found, err := a.loopsOf(dir)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,10 @@ type daemon struct {
 	mountpoint string
 	paused     atomic.Bool
 	resumed    chan struct{} // holds a token after a resume
-	unsettled  chan struct{} // holds a token after a snapshot failed
+	unsettled  chan struct{} // holds a token while the volume needs settling
+
+	native   sync.Mutex        // held while the local file is given to loop devices, or taken back; guards activity
+	activity map[string]string // of the loop devices on the mount, when they were last looked at
 }
 
 // serve runs the daemon until the mount is gone or ctx ends; ready is called
@@ -115,18 +118,19 @@ func (d *daemon) unmount(server *fs.Server, gone <-chan struct{}) error {
 // those that fail here, as soon as the store can be asked.
 func (d *daemon) settle(ctx context.Context) {
 	const pause = 5 * time.Second
+	retry := (<-chan time.Time)(nil)
 	for {
-		err := d.volume.Settle(ctx)
-		retry := (<-chan time.Time)(nil)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, snapshot.ErrNotFound) {
-			d.log.Warn("could not settle an interrupted snapshot yet", "error", err)
-			retry = time.After(pause)
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.unsettled:
 		case <-retry:
+		}
+		retry = nil
+		err := d.volume.Settle(ctx)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, snapshot.ErrNotFound) {
+			d.log.Warn("could not settle an interrupted snapshot yet", "error", err)
+			retry = time.After(pause)
 		}
 	}
 }
@@ -154,6 +158,7 @@ func (d *daemon) hydrate(ctx context.Context) {
 				}
 				return
 			}
+			d.moveLoops(ctx)
 			d.awaitEviction(ctx, pause)
 			continue
 		case !errors.Is(err, vfs.ErrLocked):
@@ -183,6 +188,7 @@ func (d *daemon) awaitEviction(ctx context.Context, pause time.Duration) {
 			return
 		case <-time.After(pause):
 		}
+		d.moveLoops(ctx) // those attached, or no longer mounted, since
 		now, bytes := d.device.Cached()
 		if now != root || bytes < most {
 			d.device.Recount()
@@ -232,6 +238,7 @@ func (d *daemon) handler(work context.Context) http.Handler {
 	})
 	mux.HandleFunc("POST /pause", func(w http.ResponseWriter, _ *http.Request) { d.pause(true) })
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) { d.pause(false) })
+	mux.HandleFunc("POST /attach", d.serveAttach)
 	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) { d.serveSnapshot(work, w, r) })
 	return mux
 }

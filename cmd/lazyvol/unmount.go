@@ -75,6 +75,9 @@ func (a *app) unmount(ctx context.Context, dir string) error {
 		}
 		return err
 	}
+	if err := a.refuseMoved(dir); err != nil {
+		return err
+	}
 	lock, err := a.lockOf(s)
 	if err != nil {
 		return err

@@ -22,6 +22,11 @@ const (
 	s3MinRate     = 128 << 10        // bytes a second; a slower transfer counts as hung
 	s3Connections = 128
 	s3DialTimeout = 5 * time.Second
+
+	// s3AskFirst is how many bytes a body has before the server is asked whether it
+	// wants it at all (Expect: 100-continue), which takes a round trip. The SDK's
+	// own 2 MiB take less than that to send.
+	s3AskFirst = 8 << 20
 )
 
 // S3Config says which bucket a store is in and how to reach it. Zero fields
@@ -93,6 +98,7 @@ func newS3(ctx context.Context, c S3Config) (*s3Store, error) {
 			o.Region = cmp.Or(o.Region, "us-east-1")
 		}
 		o.Retryer = aws.NopRetryer{} // Retry is the one place that retries
+		o.ContinueHeaderThresholdBytes = s3AskFirst
 	})
 	if client.Options().Region == "" {
 		return nil, errors.New("no AWS region is known: set AWS_REGION, a region in the AWS profile, or ?region= in the store's URL")

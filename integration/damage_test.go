@@ -217,7 +217,6 @@ func TestDamagedDataFailsOnlyTheReadsThatNeedIt(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t, f.store)
-			m := h.mount(f.child, "--no-hydrate", "--read-deadline", "2s")
 			damaged := c.damage()
 			heal := func() {
 				for _, o := range damaged {
@@ -225,6 +224,7 @@ func TestDamagedDataFailsOnlyTheReadsThatNeedIt(t *testing.T) {
 				}
 			}
 			defer heal() // whatever comes of it: the others have the same store
+			m := h.mount(f.child, "--no-hydrate", "--read-deadline", "2s")
 
 			direct := m.open(os.O_RDONLY | oDirect)
 			for b := range 24 {

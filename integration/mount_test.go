@@ -143,6 +143,16 @@ func (m *mount) unmount() {
 	m.waitEnd()
 }
 
+// terminate tells the daemon to end, and waits until the mount is out of sight: who
+// has it open is served to the end.
+func (m *mount) terminate() {
+	m.h.t.Helper()
+	if err := syscall.Kill(m.pid, syscall.SIGTERM); err != nil {
+		m.h.t.Fatalf("terminate the daemon %d: %v", m.pid, err)
+	}
+	waitFor(m.h.t, m.dir+" is out of sight", 20*time.Second, func() bool { return !isMountpoint(m.h.t, m.dir) })
+}
+
 // kill kills the daemon, which leaves the mountpoint dead.
 func (m *mount) kill() {
 	m.h.t.Helper()
@@ -281,7 +291,7 @@ func sameBytes(t testing.TB, what string, got, want []byte) {
 	for off := 0; off < len(got); off += page {
 		end := min(off+page, len(got))
 		if !bytes.Equal(got[off:end], want[off:end]) {
-			wrong = append(wrong, fmt.Sprintf("%d (block %d, page %d): got %x… want %x…", off, off>>19, off>>12&127, got[off:off+8], want[off:off+8]))
+			wrong = append(wrong, fmt.Sprintf("%d (block %d, page %d): got %x… want %x…", off, off>>19, off>>12&127, got[off:min(off+8, end)], want[off:min(off+8, end)]))
 		}
 	}
 	t.Fatalf("%s differs in %d pages:\n%s", what, len(wrong), strings.Join(wrong[:min(len(wrong), 16)], "\n"))

@@ -150,16 +150,12 @@ func TestMountedVolumeInAnyWeather(t *testing.T) {
 				t.Errorf("after it is hydrated: %q", errs)
 			}
 			hydrating.unmount()
-			m.unmount()
 			for _, info := range h.list() {
 				if info.State != "completed" {
 					t.Errorf("list shows %+v", info)
 				}
-				h.ok("snapshot", "delete", info.SnapshotId)
 			}
-			h.ok("volume", "delete", vol)
-			h.ok("gc")
-			near.isEmpty(t)
+			h.takeAllAway(m, vol)
 		})
 	}
 }

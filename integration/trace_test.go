@@ -20,18 +20,22 @@ func (m *mount) touch(blocks []int) {
 	}
 }
 
+// traced makes a snapshot of so many blocks, with a trace named boot of those in
+// order.
+func (h *host) traced(blocks int) (disk []byte, snap string, order []int) {
+	h.t.Helper()
+	disk, order = randomBytes(1, blocks*512*kib), touched(blocks)
+	snap = h.ok("snapshot", "create", h.image(disk))
+	m := h.mount(snap, "--no-hydrate", "--record-trace", "boot")
+	m.touch(order)
+	m.unmount()
+	return disk, snap, order
+}
+
 func TestTraceLetsAnotherHostReadWithoutWaiting(t *testing.T) {
 	t.Parallel()
 	s, gate := newGatedStore(t)
-	maker := newHost(t, s)
-	const blocks = 128
-	disk := randomBytes(1, blocks*512*kib)
-	snap := maker.ok("snapshot", "create", maker.image(disk))
-	order := touched(blocks)
-	m := maker.mount(snap, "--no-hydrate", "--record-trace", "boot")
-	m.touch(order)
-	m.unmount()
-
+	disk, snap, order := newHost(t, s).traced(128)
 	for _, what := range []string{"snapshot", "volume"} {
 		h := newHost(t, s)
 		target := snap
@@ -92,18 +96,10 @@ func TestTraceThatIsNotThereIsNamed(t *testing.T) {
 func TestTraceIsFetchedAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	s, gate := newGatedStore(t)
-	maker := newHost(t, s)
-	const blocks = 64
-	disk := randomBytes(1, blocks*512*kib)
-	snap := maker.ok("snapshot", "create", maker.image(disk))
-	order := touched(blocks)
-	m := maker.mount(snap, "--no-hydrate", "--record-trace", "boot")
-	m.touch(order)
-	m.unmount()
-
+	_, snap, order := newHost(t, s).traced(64)
 	h := newHost(t, s)
 	gate.afflict(func(r *http.Request) bool { return ranged(r) && !gets("packs")(r) }, says(503, "ServiceUnavailable"))
-	m = h.mount(snap, "--no-hydrate", "--read-deadline", "1s", "--trace", "boot")
+	m := h.mount(snap, "--no-hydrate", "--read-deadline", "1s", "--trace", "boot")
 	waitFor(t, "the trace waits for the store", 20*time.Second, func() bool { return m.status().State == "waiting-for-store" })
 	gate.relieve()
 	want := int64(len(order)) * 512 * kib

@@ -26,13 +26,23 @@ type Plan struct {
 	ID    manifest.SnapshotID
 	Nonce string
 
-	Parent      *Image // nil for a first snapshot; of the same lineage
+	Parent *Image // nil for a first snapshot; of the same lineage
+
+	// ParentLeaf, if set, returns a leaf of the parent that whoever plans may have
+	// at hand, verified; the attempt does not change it. Else the store is asked.
+	ParentLeaf func(context.Context, manifest.LeafRef) (*manifest.Leaf, error)
+
 	Geometry    manifest.Geometry
 	Volume      manifest.VolumeID // "" for an image
 	Holder      Holder            // pins the new snapshot before it is committed; zero for an image
 	Description string
 	Tags        map[string]string
 	Log         *slog.Logger // nil discards
+
+	// Memory is how many bytes of buffers Upload takes, about: more than
+	// mostMemory are of no use, and it takes some 50 MiB at least. 0 is
+	// mostMemory.
+	Memory int64
 }
 
 // NewPlan draws the identity of an attempt in a lineage.
@@ -99,6 +109,14 @@ func (p Plan) intent() manifest.Intent {
 	return i
 }
 
+// parentLeaf returns a leaf of the parent.
+func (p *Plan) parentLeaf(ctx context.Context, ref manifest.LeafRef) (*manifest.Leaf, error) {
+	if p.ParentLeaf != nil {
+		return p.ParentLeaf(ctx, ref)
+	}
+	return p.Parent.FetchLeaf(ctx, ref)
+}
+
 // check refuses, before anything is recorded, what cannot become a snapshot.
 func (p Plan) check() error {
 	if p.Parent != nil && p.Parent.ID().Lineage != p.ID.Lineage {
@@ -152,7 +170,7 @@ func (s *Store) mayInherit(ctx context.Context, parent manifest.SnapshotID, h Ho
 		return nil
 	}
 	if h.ID != "" {
-		pinned, err := s.keeps(ctx, parent, h)
+		pinned, err := s.Pinned(ctx, parent, h)
 		if err != nil || pinned {
 			return err
 		}

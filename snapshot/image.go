@@ -278,7 +278,7 @@ func (s *Store) RootOf(ctx context.Context, id manifest.SnapshotID) (*manifest.R
 // stands: if it is gone the snapshot is pinned anew, and ErrNotFound if it was
 // deleted meanwhile. After any other error it may be called again.
 func (s *Store) KeepPinned(ctx context.Context, id manifest.SnapshotID, h Holder) error {
-	stands, err := s.keeps(ctx, id, h)
+	stands, err := s.Pinned(ctx, id, h)
 	if err != nil || stands {
 		return err
 	}
@@ -297,8 +297,8 @@ func (s *Store) KeepPinned(ctx context.Context, id manifest.SnapshotID, h Holder
 	return nil
 }
 
-// keeps reports whether the holder's pin on a snapshot stands and counts.
-func (s *Store) keeps(ctx context.Context, id manifest.SnapshotID, h Holder) (bool, error) {
+// Pinned reports whether the holder's pin on a snapshot stands and counts.
+func (s *Store) Pinned(ctx context.Context, id manifest.SnapshotID, h Holder) (bool, error) {
 	pin, _, err := getRecord[manifest.Pin](ctx, s.objects, manifest.PinKey(id, h.ID))
 	switch {
 	case errors.Is(err, blockstore.ErrNotExist):

@@ -269,7 +269,7 @@ func (w *indexWriter) growLastLeaf(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	old, err := p.FetchLeaf(ctx, ref)
+	old, err := w.attempt.plan.parentLeaf(ctx, ref)
 	if err != nil {
 		return err
 	}

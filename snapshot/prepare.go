@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -15,23 +16,28 @@ import (
 type preparer struct {
 	read      func(ctx context.Context, block int64, p []byte) error
 	blockSize int
-	scratch   freelist[*scratch]
+	scratch   freelist[[]byte] // of blockSize, as read
 	stored    freelist[[]byte] // of blockSize
-}
 
-// scratch is what preparing one block takes.
-type scratch struct {
-	block      []byte
-	compressor blockstore.Compressor
+	// cores has a compressor for each core: who computes has one. Many blocks may
+	// be waited for at once, but were as many computed at once, then whatever
+	// else this process has to do, such as serving the volume, would have to
+	// wait for its turn behind all of them.
+	cores chan *blockstore.Compressor
 }
 
 // newPreparer returns a preparer for a number of workers at once, and as many
 // prepared blocks waiting.
 func newPreparer(blockSize int, read func(context.Context, int64, []byte) error, workers, waiting int) *preparer {
-	return &preparer{
+	p := &preparer{
 		read: read, blockSize: blockSize,
-		scratch: make(freelist[*scratch], workers), stored: make(freelist[[]byte], waiting),
+		scratch: make(freelist[[]byte], workers), stored: make(freelist[[]byte], waiting),
+		cores: make(chan *blockstore.Compressor, runtime.GOMAXPROCS(0)),
 	}
+	for range cap(p.cores) {
+		p.cores <- new(blockstore.Compressor)
+	}
+	return p
 }
 
 // prepare finds out all that there is to know of a job.
@@ -44,26 +50,30 @@ func (p *preparer) prepare(ctx context.Context, j *job) (err error) {
 	if j.hole {
 		return nil
 	}
-	s := p.scratch.get(func() *scratch { return &scratch{block: make([]byte, p.blockSize)} })
-	defer p.scratch.put(s)
-	if err := p.read(ctx, j.first, s.block); err != nil {
+	block := p.scratch.get(p.newBuffer)
+	defer func() { p.scratch.put(block) }()
+	if err := p.read(ctx, j.first, block); err != nil {
 		return fmt.Errorf("read block %d: %w", j.first, err)
 	}
-	if isZero(s.block) {
+	compressor := <-p.cores
+	defer func() { p.cores <- compressor }()
+	if isZero(block) {
 		j.hole = true
 		return nil
 	}
-	j.hash = manifest.Sum(s.block)
+	j.hash = manifest.Sum(block)
 	if old := j.oldRef(0); !old.IsHole() && j.hash == old.Hash {
 		j.same = true
 		return nil
 	}
-	buffer := p.stored.get(func() []byte { return make([]byte, p.blockSize) })
-	if j.stored, j.raw = s.compressor.Compress(buffer, s.block); j.raw {
-		s.block = buffer // the job takes the block itself
+	buffer := p.stored.get(p.newBuffer)
+	if j.stored, j.raw = compressor.Compress(buffer, block); j.raw {
+		block = buffer // the job takes the block itself
 	}
 	return nil
 }
+
+func (p *preparer) newBuffer() []byte { return make([]byte, p.blockSize) }
 
 // release takes back a prepared job's buffer.
 func (p *preparer) release(j *job) {

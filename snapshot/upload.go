@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,21 +36,32 @@ type Source struct {
 	Check func() error
 }
 
-// Bounds of the upload. With blocks of the default size they keep it under
-// about 150 MiB.
+// Bounds of the upload, at most. With blocks of the default size they keep it
+// under mostMemory.
 const (
+	mostMemory = 150 << 20
+
 	// uploads is how many packs and leaves parts are on their way to the store
-	// at once.
+	// at once. One pack more is being filled, and another waits for its place.
 	uploads = 4
 
 	// blocksBudget is how many bytes of blocks are between being read and
-	// being packed, as they are and once more compressed.
+	// being packed, compressed.
 	blocksBudget = 32 << 20
 
 	// readers is how many blocks are read at once, or one per core: a block
 	// may have to come from the store.
 	readers = 16
 )
+
+// bounds returns how many uploads there are at once, and how many bytes of
+// blocks between being read and being packed, within so much memory.
+func bounds(memory int64) (sends int, blocks int64) {
+	memory = cmp.Or(memory, mostMemory)
+	blocks = min(blocksBudget, memory/5)
+	packs := (memory - blocks - blocks/2) / (blockstore.PackTarget + 1<<20)
+	return int(max(1, min(uploads, packs-2))), blocks
+}
 
 // uploaded is what an attempt has put into the store.
 type uploaded struct {
@@ -100,9 +112,10 @@ func (a *Attempt) Upload(ctx context.Context, src Source) error {
 
 func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	var u *uploaded
-	senders := newCrew(ctx, make(places, uploads))
+	sends, budget := bounds(a.plan.Memory)
+	senders := newCrew(ctx, make(places, sends))
 	index := newIndexWriter(a, &sender{a.store.objects, senders})
-	ahead := max(2, blocksBudget/a.plan.Geometry.BlockSize)
+	ahead := max(2, int(budget)/a.plan.Geometry.BlockSize)
 	workers := min(ahead, max(readers, runtime.GOMAXPROCS(0)))
 	blocks := newPreparer(a.plan.Geometry.BlockSize, src.Read, workers, ahead)
 	err := senders.lead(func(ctx context.Context) (err error) {
@@ -158,22 +171,22 @@ func (j *job) oldRef(i int64) manifest.Ref {
 
 // A parentLeaf is a leaf of the parent, fetched when it is first asked for.
 type parentLeaf struct {
-	parent *Image
-	ref    manifest.LeafRef
-	once   sync.Once // sets the fields below
-	leaf   *manifest.Leaf
-	err    error
+	plan *Plan
+	ref  manifest.LeafRef
+	once sync.Once // sets the fields below
+	leaf *manifest.Leaf
+	err  error
 }
 
 func (l *parentLeaf) get(ctx context.Context) (*manifest.Leaf, error) {
-	l.once.Do(func() { l.leaf, l.err = l.parent.FetchLeaf(ctx, l.ref) })
+	l.once.Do(func() { l.leaf, l.err = l.plan.parentLeaf(ctx, l.ref) })
 	return l.leaf, l.err
 }
 
 // jobs cuts the extents of a source into jobs.
 func (a *Attempt) jobs(src Source) iter.Seq2[*job, error] {
 	return func(yield func(*job, error) bool) {
-		leaves := parentLeaves{parent: a.plan.Parent}
+		leaves := parentLeaves{plan: &a.plan}
 		next := int64(0)
 		for e, err := range src.Extents {
 			if err == nil {
@@ -201,8 +214,8 @@ func (a *Attempt) checkExtent(e Extent, next int64) error {
 
 // parentLeaves hands out the leaves of a parent in ascending order.
 type parentLeaves struct {
-	parent *Image      // nil: holes
-	last   *parentLeaf // the one handed out last
+	plan *Plan       // without a parent: holes
+	last *parentLeaf // the one handed out last
 }
 
 // cut cuts an extent into jobs: a block each, or in a hole a leaf each where
@@ -217,8 +230,8 @@ func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
 		}
 		return true
 	}
-	for block := e.First; block < end && l.parent != nil; {
-		ref, ok := l.parent.Root.Next(block / manifest.LeafBlocks)
+	for block := e.First; block < end && l.plan.Parent != nil; {
+		ref, ok := l.plan.Parent.Root.Next(block / manifest.LeafBlocks)
 		if !ok {
 			break
 		}
@@ -236,15 +249,15 @@ func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
 
 // get returns a leaf, the same one to all jobs in it; nil if it is all holes.
 func (l *parentLeaves) get(n int64) *parentLeaf {
-	if l.parent == nil {
+	if l.plan.Parent == nil {
 		return nil
 	}
 	if l.last == nil || l.last.ref.Leaf != n {
-		ref, ok := l.parent.Root.Find(n)
+		ref, ok := l.plan.Parent.Root.Find(n)
 		if !ok {
 			return nil
 		}
-		l.last = &parentLeaf{parent: l.parent, ref: ref}
+		l.last = &parentLeaf{plan: l.plan, ref: ref}
 	}
 	return l.last
 }

@@ -57,8 +57,19 @@ func (s *putGauge) Put(ctx context.Context, key string, data []byte, c blockstor
 // more blocks are read than the pipeline has room for: memory is bounded.
 func TestUploadIsBounded(t *testing.T) {
 	t.Parallel()
-	for _, blockSize := range []int{manifest.MinBlockSize, manifest.MaxBlockSize} {
-		t.Run(fmt.Sprint(blockSize), func(t *testing.T) {
+	for _, c := range []struct {
+		blockSize     int
+		memory        int64
+		packs, budget int // at once; of blocks read ahead, in MiB
+	}{
+		{manifest.MinBlockSize, 0, 4, 32},
+		{manifest.MaxBlockSize, 0, 4, 32},
+		{manifest.MinBlockSize, 1 << 40, 4, 32},
+		{manifest.DefaultBlockSize, 112 << 20, 2, 23},
+		{manifest.DefaultBlockSize, 50 << 20, 1, 10},
+	} {
+		blockSize := c.blockSize
+		t.Run(fmt.Sprint(blockSize, " ", c.memory>>20), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				objects := &putGauge{Store: sink{blockstore.NewMem()}, slow: time.Minute}
 				store, err := snapshot.Init(t.Context(), objects)
@@ -75,7 +86,7 @@ func TestUploadIsBounded(t *testing.T) {
 				var reads gauge
 				read := 0
 				plan := snapshot.NewPlan(lineage.ID)
-				plan.Geometry = manifest.Geometry{Size: size, BlockSize: blockSize}
+				plan.Geometry, plan.Memory = manifest.Geometry{Size: size, BlockSize: blockSize}, c.memory
 				a, err := store.Begin(t.Context(), plan)
 				if err != nil {
 					t.Fatal(err)
@@ -92,7 +103,7 @@ func TestUploadIsBounded(t *testing.T) {
 						ahead := int64(read)*int64(blockSize) - a.StoredBytes()
 						reads.mu.Unlock()
 						// The budget, the pack being filled, and one block.
-						if limit := int64(32<<20 + 16<<20 + 2*blockSize); ahead > limit {
+						if limit := int64(c.budget<<20 + 16<<20 + 2*blockSize); ahead > limit {
 							t.Errorf("%d bytes read and not packed", ahead)
 						}
 						for off := 0; off < len(p); off += len(noise) {
@@ -104,7 +115,7 @@ func TestUploadIsBounded(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if objects.most != 4 {
+				if objects.most != c.packs {
 					t.Errorf("%d packs on their way at once", objects.most)
 				}
 				if limit := max(16, runtime.GOMAXPROCS(0)); reads.most > limit {

@@ -125,6 +125,18 @@ func (d *Device) leaf(ctx context.Context, img *snapshot.Image, ref manifest.Lea
 	})
 }
 
+// LoadFirstLeaf begins to load the first leaf of the index, unless this host has
+// it, and does not wait: what is read first of a device is mostly its beginning.
+// Should that fail, whoever reads asks again and is told.
+func (d *Device) LoadFirstLeaf() {
+	v := d.view.acquire()
+	defer v.release()
+	if ref, ok := v.nextLeaf(0); ok {
+		img := v.image
+		d.work.start(func(ctx context.Context) { _, _ = d.leaf(ctx, img, ref) })
+	}
+}
+
 // localLeaf looks for a leaf on this host. A snapshot made of the volume
 // shares most leaves with the base's, so both places may have it.
 func (d *Device) localLeaf(ref manifest.LeafRef) (*manifest.Leaf, bool) {

@@ -59,10 +59,11 @@ func (v *Volume) snapshot(ctx context.Context, o SnapshotOptions) (manifest.Outc
 	if _, err := v.settle(ctx); err != nil {
 		return manifest.Outcome{}, fmt.Errorf("settle the attempt before: %w", err)
 	}
-	if err := v.seal(); err != nil {
+	stopped, err := v.seal()
+	if err != nil {
 		return manifest.Outcome{}, err
 	}
-	outcome, err := v.upload(ctx, o)
+	outcome, err := v.upload(ctx, o, stopped)
 
 	// From here on the caller's patience does not matter: the volume must not
 	// be left between two states if that can be helped.
@@ -94,25 +95,26 @@ func (v *Volume) finishLater(outcome manifest.Outcome, err error) {
 }
 
 // seal ends the open write layer and puts a new one in its place. Writers are
-// stopped for as long as it takes to swap a pointer.
-func (v *Volume) seal() error {
+// stopped for as long as it takes to swap a pointer: it returns how long.
+func (v *Volume) seal() (stopped time.Duration, err error) {
 	v.newest++
 	dir := layerDir(v.dir, v.newest)
 	layer, err := cache.CreateWriteLayer(v.host.mustKeep(), dir, v.geometry.Size, v.host.Boot)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open a new write layer: %w", err), cache.RemoveWriteLayer(v.host.FS, dir))
+		return 0, errors.Join(fmt.Errorf("open a new write layer: %w", err), cache.RemoveWriteLayer(v.host.FS, dir))
 	}
 	// Rule: a layer is named durably before anything is written to it. Should
 	// that fail it may be named all the same, and must stay.
 	if err := v.update(func(r *Record) { r.Layers = append(r.Layers, v.newest) }); err != nil {
-		return errors.Join(err, layer.Close())
+		return 0, errors.Join(err, layer.Close())
 	}
-	v.swap(func(now *view) *view { return newView(layer, now.open, now.image) })
-	return nil
+	_, stopped = v.swap(func(now *view) *view { return newView(layer, now.open, now.image) })
+	return stopped, nil
 }
 
-// upload takes the attempt from the sealed layer to its outcome.
-func (v *Volume) upload(ctx context.Context, o SnapshotOptions) (manifest.Outcome, error) {
+// upload takes the attempt from the sealed layer to its outcome. stopped is for
+// how long the cut stopped writers.
+func (v *Volume) upload(ctx context.Context, o SnapshotOptions, stopped time.Duration) (manifest.Outcome, error) {
 	now := v.view.acquire()
 	defer now.release()
 	// Rule: the sealed layer is durable, then the attempt is on record, then
@@ -124,6 +126,7 @@ func (v *Volume) upload(ctx context.Context, o SnapshotOptions) (manifest.Outcom
 	if err != nil {
 		return manifest.Outcome{}, err
 	}
+	v.host.Log.Info("snapshot cut", "volume", v.name, "snapshot", attempt.ID(), "stopped_ms", float64(stopped)/float64(time.Millisecond))
 	if o.Cut != nil {
 		o.Cut(attempt)
 	}
@@ -152,7 +155,9 @@ func (v *Volume) upload(ctx context.Context, o SnapshotOptions) (manifest.Outcom
 // gone: then nothing may be inherited from it.
 func (v *Volume) begin(ctx context.Context, root *snapshot.Image, o SnapshotOptions) (_ *snapshot.Attempt, full bool, err error) {
 	plan := v.plan(o)
-	plan.Parent = root
+	if plan.Parent = root; root != nil {
+		plan.ParentLeaf = func(ctx context.Context, ref manifest.LeafRef) (*manifest.Leaf, error) { return v.leaf(ctx, root, ref) }
+	}
 	attempt, err := v.beginPlan(ctx, plan)
 	if !errors.Is(err, snapshot.ErrParentGone) {
 		return attempt, false, err
@@ -176,6 +181,7 @@ func (v *Volume) plan(o SnapshotOptions) snapshot.Plan {
 	plan := snapshot.NewPlan(v.Record().Lineage)
 	plan.Geometry, plan.Volume, plan.Holder = v.geometry, manifest.VolumeID(v.name), v.holder
 	plan.Description, plan.Tags, plan.Log = o.Description, o.Tags, v.host.Log
+	plan.Memory = v.host.UploadMemory
 	return plan
 }
 

@@ -59,6 +59,9 @@ func (h *Host) delete(ctx context.Context, id manifest.VolumeID) error {
 	return h.removeFolder(id)
 }
 
+// ErrOtherStore: the store that was given is not the volume's.
+var ErrOtherStore = errors.New("it is another store")
+
 // checkStore makes sure that the host's store is the volume's: in another one
 // its pins would not be found, and its attempts would be taken for gone.
 func (h *Host) checkStore(ctx context.Context, r *Record) error {
@@ -67,7 +70,7 @@ func (h *Host) checkStore(ctx context.Context, r *Record) error {
 		return err
 	}
 	if id != r.StoreID {
-		return fmt.Errorf("%s belongs to the store %s, and %s is another one", r.ID, r.StoreURL, h.Store)
+		return fmt.Errorf("%s belongs to the store %s, and not to %s: %w", r.ID, r.StoreURL, h.Store, ErrOtherStore)
 	}
 	return nil
 }

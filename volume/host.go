@@ -41,6 +41,10 @@ type Host struct {
 	// time, in one device; as much again may be on its way. 0 is none.
 	ReadAhead int64
 
+	// UploadMemory is how many bytes of buffers making a snapshot takes, about;
+	// 0 is what is best.
+	UploadMemory int64
+
 	// Budget bounds the clean bytes, and evicts some when the disk is full; nil does
 	// neither. It is this process's own.
 	Budget *Budget

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/cache"
@@ -28,18 +29,39 @@ func (v *Volume) Settle(ctx context.Context) error {
 	if v.closed {
 		return fmt.Errorf("settle %s: %w", v.name, errClosed)
 	}
-	r := v.Record()
-	err := v.host.checkStore(ctx, &r)
+	checked, err := v.checkStoreAndPin(ctx)
 	if err == nil {
 		_, err = v.settle(ctx)
 	}
-	if err == nil {
+	if err == nil && !v.isRoot(checked) {
 		err = v.checkPin(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("settle %s: %w", v.name, err)
 	}
 	return nil
+}
+
+// checkStoreAndPin makes sure that the host's store is the volume's, and looks
+// for the pin on the root meanwhile, so that a mount waits for both at once. It
+// returns the root if its pin stands: nil says nothing.
+func (v *Volume) checkStoreAndPin(ctx context.Context) (pinned *manifest.SnapshotID, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	r := v.Record()
+	var asking sync.WaitGroup
+	if r.Root != nil {
+		asking.Go(func() {
+			if stands, err := v.host.Store.Pinned(ctx, *r.Root, v.holder); err == nil && stands {
+				pinned = r.Root
+			}
+		})
+	}
+	if err = v.host.checkStore(ctx, &r); err != nil {
+		cancel() // what another store says of the pin does not matter
+	}
+	asking.Wait()
+	cancel()
+	return pinned, err
 }
 
 // settle ends the attempt on record, if there is one, and leaves the volume
@@ -110,7 +132,7 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 	if err != nil {
 		return err
 	}
-	drained := v.swap(func(now *view) *view { return newView(now.open, nil, image) })
+	drained, _ := v.swap(func(now *view) *view { return newView(now.open, nil, image) })
 	v.lost.Store(nil)
 	v.Recount()
 	v.work.start(func(ctx context.Context) { v.keepLeaves(ctx, image) })
@@ -181,6 +203,12 @@ func (v *Volume) unpin(ctx context.Context) {
 	}
 }
 
+// isRoot reports whether a snapshot, nil for none, is the root.
+func (v *Volume) isRoot(id *manifest.SnapshotID) bool {
+	root := v.Record().Root
+	return root != nil && id != nil && *root == *id
+}
+
 // checkPin makes sure that the pin on the root stands.
 func (v *Volume) checkPin(ctx context.Context) error {
 	r := v.Record()
@@ -233,7 +261,7 @@ func (v *Volume) reopenSealed() error {
 	now := v.view.acquire()
 	empty := now.open
 	now.release()
-	drained := v.swap(func(now *view) *view {
+	drained, _ := v.swap(func(now *view) *view {
 		if _, dirty := empty.NextBlock(0, v.geometry.BlockSize); dirty {
 			return nil
 		}
@@ -282,7 +310,8 @@ func (v *Volume) mergeSealed(ctx context.Context) error {
 	if err := v.update(func(r *Record) { r.Layers, r.Pending = layers[1:], nil }); err != nil {
 		return err
 	}
-	<-v.swap(func(now *view) *view { return newView(open, nil, now.image) })
+	drained, _ := v.swap(func(now *view) *view { return newView(open, nil, now.image) })
+	<-drained
 	v.removeLayer(sealed, layers[0])
 	return nil
 }

@@ -234,20 +234,22 @@ func (v *Volume) update(change func(r *Record)) error {
 
 // swap makes the view that next returns the one that new reads and writes get,
 // unless next returns nil. Writers are stopped for as long as the writes under
-// way take, and next. It returns a channel that is closed when the last read
-// through earlier views has ended, nil if the view stayed.
-func (v *Volume) swap(next func(now *view) *view) <-chan struct{} {
+// way take, and next: it returns how long that was. It also returns a channel
+// that is closed when the last read through earlier views has ended, nil if the
+// view stayed.
+func (v *Volume) swap(next func(now *view) *view) (drained <-chan struct{}, stopped time.Duration) {
 	v.fill.Lock()
 	defer v.fill.Unlock()
+	begin := time.Now()
 	v.writes.cut.Lock()
 	defer v.writes.cut.Unlock()
 	now := v.view.acquire()
 	defer now.release()
 	then := next(now)
 	if then == nil {
-		return nil
+		return nil, time.Since(begin)
 	}
-	return v.view.replace(then)
+	return v.view.replace(then), time.Since(begin)
 }
 
 // Close makes everything written durable and closes the volume. It waits for a

@@ -52,6 +52,7 @@ type app struct {
 	storeURL string
 	state    string
 	verbose  bool
+	memory   byteSize
 }
 
 func (a *app) command() *cobra.Command {
@@ -67,8 +68,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		PersistentPreRunE: func(*cobra.Command, []string) error { return a.resolve() },
-		Args:              cobra.ArbitraryArgs, // for RunE to refuse: cobra's own refusal is no usage error
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			return errors.Join(a.boundMemory(c.Flags().Changed("memory")), a.resolve())
+		},
+		Args: cobra.ArbitraryArgs, // for RunE to refuse: cobra's own refusal is no usage error
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return c.Help()
@@ -82,6 +85,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.storeURL, "store", os.Getenv("LAZYVOL_STORE"), "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
 	flags.StringVar(&a.state, "state", os.Getenv("LAZYVOL_STATE"), "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
+	flags.Var(&a.memory, "memory", "need at most so many `bytes` of memory, in this process and in a daemon that it starts")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done to stderr")
 	root.AddCommand(
 		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.unmountCommand(),
@@ -203,7 +207,7 @@ func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*vol
 	if err != nil {
 		return nil, err
 	}
-	leaves, err := cache.NewLeaves(leafCacheBytes)
+	leaves, err := cache.NewLeaves(a.leafCache())
 	if err != nil {
 		return nil, err
 	}
@@ -215,6 +219,7 @@ func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*vol
 		FS: vfs.OS(), State: a.state, Store: store.Store, Name: hostname(), Boot: boot, Leaves: leaves,
 		Demand: limited(demandRequests), Background: limited(backgroundRequests),
 		ReadDeadline: deadline, Log: log, Budget: volume.NewBudget(vfs.OS(), a.state, 0, log),
+		UploadMemory: a.heap(),
 	}, nil
 }
 

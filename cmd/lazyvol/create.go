@@ -177,7 +177,7 @@ func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, 
 			return snapshot.Plan{}, err
 		}
 		plan := snapshot.NewPlan(lineage.ID)
-		plan.Geometry, plan.Description, plan.Tags, plan.Log = g, f.description, tags, a.log()
+		plan.Geometry, plan.Description, plan.Tags, plan.Log, plan.Memory = g, f.description, tags, a.log(), a.heap()
 		return plan, nil
 	}
 	id, err := parseSnapshot(f.parent)
@@ -191,7 +191,7 @@ func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, 
 	}
 	plan := snapshot.NewPlan(id.Lineage)
 	g.BlockSize = img.Geometry().BlockSize
-	plan.Parent, plan.Geometry, plan.Description, plan.Tags, plan.Log = img, g, f.description, tags, a.log()
+	plan.Parent, plan.Geometry, plan.Description, plan.Tags, plan.Log, plan.Memory = img, g, f.description, tags, a.log(), a.heap()
 	return plan, nil
 }
 
@@ -306,7 +306,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if !errors.Is(err, errNoDaemon) {
 		return err
 	}
-	v, _, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+	v, err := a.openSettled(ctx, target)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func exitCode(err error) int {
 		return exitFailed
 	case isAny(err, errUsage, manifest.ErrID, manifest.ErrTags, volume.ErrSize):
 		return exitUsage
-	case isAny(err, snapshot.ErrPending, volume.ErrInUse, volume.ErrBusy, fs.ErrBusy, loopdev.ErrBusy, errRefused, snapshot.ErrUnrelated):
+	case isAny(err, snapshot.ErrPending, volume.ErrInUse, volume.ErrBusy, volume.ErrOtherStore, fs.ErrBusy, loopdev.ErrBusy, errRefused, snapshot.ErrUnrelated):
 		return exitRefused
 	case isAny(err, snapshot.ErrNotFound, volume.ErrNotFound, snapshot.ErrAborted, snapshot.ErrParentGone, snapshot.ErrNotStore, blockstore.ErrNoStore):
 		return exitNotFound

@@ -104,7 +104,7 @@ func (a *app) waitHydrated(ctx context.Context, dir string) error {
 
 // hydrateUnmounted hydrates a volume in this process.
 func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
-	v, _, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+	v, err := a.openSettled(ctx, target)
 	if err != nil {
 		return err
 	}

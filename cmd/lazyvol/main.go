@@ -10,18 +10,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 )
 
-// memoryLimit is where Go's collector begins to work harder. Buffers of
-// fetches and uploads come and go by the megabyte: without a limit the heap
-// would grow to twice what is in use.
-const memoryLimit = 200 << 20
-
 func main() {
-	debug.SetMemoryLimit(memoryLimit)
 	ctx, interrupted := interruptible(context.Background())
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	if interrupted() && code != exitDone {
@@ -53,7 +46,7 @@ var errInterrupted = errors.New("interrupted")
 
 // run runs one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory}
 	root := app.command()
 	root.SetArgs(args)
 	root.SetIn(stdin)

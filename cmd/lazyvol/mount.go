@@ -120,6 +120,9 @@ func (a *app) spawnMount(ctx context.Context, target, dir string, f *mountFlags)
 // globalArgs are the global flags as a command line has them.
 func (a *app) globalArgs() []string {
 	args := []string{"--state=" + a.state}
+	if a.memory != defaultMemory {
+		args = append(args, fmt.Sprintf("--memory=%d", a.memory))
+	}
 	if a.storeURL != "" {
 		args = append(args, "--store="+a.storeURL)
 	}
@@ -208,6 +211,7 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 	if err != nil {
 		return err
 	}
+	device.LoadFirstLeaf()
 	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
 	d.trace = tracing{f.trace, store.Store, device, []manifest.SnapshotID{id}, log}
 	err = a.serveMount(ctx, d, f, ready)
@@ -219,7 +223,15 @@ func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags
 	if err != nil {
 		return err
 	}
+	v.LoadFirstLeaf()
+	settled, err := a.settleFirst(ctx, v)
+	if err != nil {
+		return err
+	}
 	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1)}
+	if !settled {
+		d.unsettled <- struct{}{}
+	}
 	d.trace = tracing{f.trace, store, v.Device, tracesOf(v.Record()), log}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, v.Close())
@@ -232,15 +244,12 @@ func (a *app) mountHost(store remote, f *mountFlags, log *slog.Logger) (*volume.
 		return nil, err
 	}
 	host.Budget = volume.NewBudget(host.FS, host.State, int64(f.cacheSize), log)
-	host.ReadAhead = int64(f.readAhead)
+	host.ReadAhead = a.readAhead(int64(f.readAhead))
 	return host, nil
 }
 
-// openVolume opens a volume and its own store, and lets the store have a say
-// before anything is served: wrong credentials are better told now than by
-// reads that fail. A store that does not answer is no obstacle.
+// openVolume opens a volume and its own store, which it asks nothing.
 func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log *slog.Logger) (*volume.Volume, *snapshot.Store, error) {
-	const patience = 10 * time.Second
 	id, err := manifest.ParseVolumeID(target)
 	if err != nil {
 		return nil, nil, usageError{err}
@@ -258,25 +267,38 @@ func (a *app) openVolume(ctx context.Context, target string, f *mountFlags, log 
 		return nil, nil, err
 	}
 	v, err := a.openFree(ctx, host, id)
-	if err != nil {
-		return nil, nil, err
-	}
+	return v, store.Store, err
+}
+
+// settleFirst lets the store have a say before a volume is used: wrong
+// credentials are better told now than by reads that fail. A store that does not
+// answer is no obstacle, but then the volume is not settled. After an error it
+// is closed.
+func (a *app) settleFirst(ctx context.Context, v *volume.Volume) (settled bool, err error) {
+	const patience = 10 * time.Second
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err = checkStore(asking, store.Store, record)
-	if err == nil {
-		err = v.Settle(asking)
-	}
+	err = v.Settle(asking)
 	switch {
 	case err == nil:
+		return true, nil
 	case errors.Is(err, snapshot.ErrNotFound):
 		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+		return true, nil // as far as it can be
 	case isAny(err, blockstore.ErrUnavailable, context.DeadlineExceeded) && ctx.Err() == nil:
 		fmt.Fprintf(a.stderr, "lazyvol: warning: the store does not answer; reads of what is not cached will wait for it: %v\n", err)
-	default:
-		return nil, nil, errors.Join(err, v.Close())
+		return false, nil
 	}
-	return v, store.Store, nil
+	return false, errors.Join(err, v.Close())
+}
+
+// openSettled is openVolume and settleFirst.
+func (a *app) openSettled(ctx context.Context, target string) (*volume.Volume, error) {
+	v, _, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+	if err == nil {
+		_, err = a.settleFirst(ctx, v)
+	}
+	return v, err
 }
 
 // openFree opens a volume. One that a short command, such as status, is looking
@@ -297,18 +319,6 @@ func (a *app) openFree(ctx context.Context, host *volume.Host, id manifest.Volum
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// checkStore refuses a store that is not the volume's.
-func checkStore(ctx context.Context, store *snapshot.Store, record volume.Record) error {
-	id, err := store.ID(ctx)
-	if err != nil {
-		return err
-	}
-	if id != record.StoreID {
-		return refusal{fmt.Errorf("%s belongs to the store %s, and %s is another one", record.ID, record.StoreURL, store)}
-	}
-	return nil
 }
 
 // serveMount serves a device until its mount ends.

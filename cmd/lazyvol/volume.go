@@ -202,9 +202,6 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := checkStore(ctx, store.Store, record); err != nil {
-				return err
-			}
 			host, err := a.host(store, commandPatience, a.log())
 			if err != nil {
 				return err

@@ -52,6 +52,10 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if err := os.MkdirAll(b.work, 0o755); err != nil {
 		return err
 	}
+	b.say("the host's memory")
+	if err := touchMemory(ctx); err != nil {
+		return err
+	}
 	b.say("the image")
 	if b.image, err = makeImage(ctx, b.work, b.quick); err != nil {
 		return err

@@ -29,6 +29,7 @@ func groups() []group {
 		{name: "cold", rows: coldRows()},
 		{name: "fleet", setUp: setUpFleet, rows: slices.Concat(warmRows(), writeRows())},
 		{name: "loop", rows: slices.Concat(coldWriteRows(), loopRows())},
+		{name: "trace", rows: traceRows()},
 		{name: "snapshot", rows: snapshotRows()},
 		{name: "huge", rows: hugeRows()},
 		{name: "memory", rows: memoryRows()},

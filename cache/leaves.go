@@ -83,7 +83,7 @@ func NewLeaves(maxBytes int64) (*Leaves, error) {
 //
 // The error is load's, or ctx's, or context.Canceled after Close.
 func (l *Leaves) Get(ctx context.Context, hash manifest.Hash, load func(context.Context) (*manifest.Leaf, error)) (*manifest.Leaf, error) {
-	if leaf, ok := l.lookup(hash); ok {
+	if leaf, ok := l.Peek(hash); ok {
 		return leaf, nil
 	}
 	flight, err := l.join(hash, load)
@@ -98,8 +98,8 @@ func (l *Leaves) Get(ctx context.Context, hash manifest.Hash, load func(context.
 	}
 }
 
-// lookup returns the leaf if it is in memory.
-func (l *Leaves) lookup(hash manifest.Hash) (*manifest.Leaf, bool) {
+// Peek returns the leaf with that hash if it is in memory.
+func (l *Leaves) Peek(hash manifest.Hash) (*manifest.Leaf, bool) {
 	if c, ok := l.memory.Get(leafKey(hash)); ok && c.hash == hash {
 		return c.leaf, true
 	}
@@ -121,7 +121,7 @@ func (l *Leaves) join(hash manifest.Hash, load func(context.Context) (*manifest.
 	}
 	flight := &leafLoad{done: make(chan struct{})}
 	// A load may have ended between the caller's lookup and now.
-	if leaf, ok := l.lookup(hash); ok {
+	if leaf, ok := l.Peek(hash); ok {
 		flight.leaf = leaf
 		close(flight.done)
 		return flight, nil

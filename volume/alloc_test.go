@@ -37,3 +37,24 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestReadOfAHoleAllocatesNothing: half a sparse disk is holes.
+func TestReadOfAHoleAllocatesNothing(t *testing.T) {
+	w := newRealWorld(t)
+	id, _ := w.withHoles(12)
+	d, closeIt := w.mount(id)
+	defer closeIt()
+	w.must(w.hydrate(d))
+	page := noise(pageSize, 1)
+	n := testing.AllocsPerRun(100, func() {
+		if _, err := d.ReadAt(w.ctx, page, 3*blockSize); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n >= 1 {
+		t.Errorf("%v allocations", n)
+	}
+	if !isZero(page) {
+		t.Error("a hole is not zeros")
+	}
+}

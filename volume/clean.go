@@ -19,7 +19,7 @@ func (d *Device) place(block int64) (layer *cache.Clean, size int64) {
 }
 
 // readClean fills p with what lies below the write layers, from the clean
-// layers, and appends what they lack to missing.
+// layers and with the holes that are known, and appends what is left to missing.
 func (d *Device) readClean(v *view, p []byte, off int64, missing []piece) ([]piece, error) {
 	if d.writes == nil && off+int64(len(p)) <= d.base.size {
 		// The common case of a warm read-only device takes one look.
@@ -35,7 +35,11 @@ func (d *Device) readClean(v *view, p []byte, off int64, missing []piece) ([]pie
 		if err != nil {
 			return missing, err
 		}
-		if !hit {
+		switch {
+		case hit:
+		case d.isKnownHole(v.image, block):
+			clear(part)
+		default:
 			missing = append(missing, piece{block: block, p: part, within: int(off - block*blockSize)})
 		}
 		p, off = p[len(part):], off+int64(len(part))

@@ -65,6 +65,18 @@ type flights struct {
 // errDeadline is the cause of reads given up after Host.ReadDeadline.
 var errDeadline = fmt.Errorf("the store did not answer within the read deadline: %w", blockstore.ErrUnavailable)
 
+// isKnownHole reports whether a block is a hole of the root, as far as that can be told
+// without waiting.
+func (d *Device) isKnownHole(img *snapshot.Image, block int64) bool {
+	at, ok := img.Root.Find(block / manifest.LeafBlocks)
+	if !ok {
+		return true
+	}
+	leaf, ok := d.host.Leaves.Peek(at.Hash)
+	i := int(block % manifest.LeafBlocks)
+	return ok && (i >= leaf.Len() || leaf.Ref(i).IsHole())
+}
+
 // readMissing fills pieces from the store, ascending by block. Blocks of one
 // pack come in one request.
 func (d *Device) readMissing(ctx context.Context, v *view, pieces []piece) error {

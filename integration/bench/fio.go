@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A job is what fio does.
@@ -61,6 +63,9 @@ func (b *bench) fio(ctx context.Context, path string, j job) (result, error) {
 	if j.drop {
 		drop = 1
 	}
+	// What the job before, of another system, has not written yet is not to be
+	// written in the time of this one.
+	unix.Sync()
 	out, err := command(ctx, "fio", append(args, fmt.Sprintf("--invalidate=%d", drop))...)
 	if err != nil {
 		return result{}, err

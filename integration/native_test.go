@@ -37,18 +37,24 @@ func directlyEquals(t testing.TB, device string, want []byte) {
 
 // fuseRequests returns how many requests a daemon has taken: each is a read of
 // /dev/fuse, and it reads little else while nothing goes on.
-func fuseRequests(t testing.TB, pid int) (n int64) {
+func fuseRequests(t testing.TB, pid int) int64 {
+	t.Helper()
+	return procIO(t, pid, "syscr")
+}
+
+// procIO returns one of the counters that the kernel has of a process's I/O.
+func procIO(t testing.TB, pid int, name string) (n int64) {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(data)) {
-		if _, err := fmt.Sscanf(line, "syscr: %d", &n); err == nil {
+		if _, err := fmt.Sscanf(line, name+": %d", &n); err == nil {
 			return n
 		}
 	}
-	t.Fatalf("no reads in:\n%s", data)
+	t.Fatalf("no %s in:\n%s", name, data)
 	return 0
 }
 
@@ -195,4 +201,31 @@ func TestLoopDeviceIsNotMovedUnderAFilesystem(t *testing.T) {
 			other.ok("detach", device)
 		})
 	}
+}
+
+// TestFileThatCannotBeGivenAwayIsReadOnce to see that it could be: not again every two
+// seconds.
+func TestFileThatCannotBeGivenAwayIsReadOnce(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	bases := filepath.Join(h.state, "bases")
+	if err := os.MkdirAll(bases, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", bases, "tmpfs", 0, "size=128m"); err != nil { // no second names in the rest of the state directory
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { umount(t, bases) })
+	disk := randomBytes(1, 48*mib)
+	snap := h.ok("snapshot", "create", h.image(disk))
+	device := h.attach(snap)
+	m := h.attached(snap)
+	m.waitState("hydrated", time.Minute)
+	const looks = 5
+	time.Sleep(looks * 2 * time.Second)
+	if n := procIO(t, m.pid, "rchar"); n > int64(3*len(disk)) { // from the store, and to verify
+		t.Errorf("the daemon read %d bytes of a base of %d", n, len(disk))
+	}
+	directlyEquals(t, device, disk)
+	h.ok("detach", device)
 }

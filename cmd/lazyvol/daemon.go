@@ -41,8 +41,9 @@ type daemon struct {
 	resumed    chan struct{} // holds a token after a resume
 	unsettled  chan struct{} // holds a token while the volume needs settling
 
-	native   sync.Mutex        // held while the local file is given to loop devices, or taken back; guards activity
-	activity map[string]string // of the loop devices on the mount, when they were last looked at
+	native    sync.Mutex        // held while the local file is given to loop devices, or taken back; guards what follows
+	activity  map[string]string // of the loop devices on the mount, when they were last looked at
+	giveAgain time.Time         // when to try to give the file away again
 }
 
 // serve runs the daemon until the mount is gone or ctx ends; ready is called

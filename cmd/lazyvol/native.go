@@ -15,6 +15,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/fs"
 	"github.com/lazyvol/lazyvol/internal/loopdev"
+	"github.com/lazyvol/lazyvol/volume"
 )
 
 // A loop device on a snapshot of which all is on this host is attached to the data file
@@ -91,6 +92,16 @@ func (d *daemon) moveIdle(ctx context.Context) error {
 	return nil
 }
 
+// A snapshot that could not be given away, because the store does not have what the
+// disk has lost, or the filesystem no second names, is read as a whole again after
+// so many times as long as that took, and no sooner than that.
+const (
+	giveRest    = 10
+	giveRestMin = time.Minute
+)
+
+var errResting = errors.New("it could not be given away just now")
+
 // giveAway makes the session's name of the data file, unless it is there. d.native
 // is held.
 func (d *daemon) giveAway(ctx context.Context) error {
@@ -98,7 +109,16 @@ func (d *daemon) giveAway(ctx context.Context) error {
 	if given, err := fileExists(image); given || err != nil {
 		return err
 	}
-	return d.device.GiveAway(ctx, image)
+	begin := time.Now()
+	if begin.Before(d.giveAgain) {
+		return errResting
+	}
+	err := d.device.GiveAway(ctx, image)
+	// What is not complete was not read, and who had no time says nothing of it.
+	if err != nil && !errors.Is(err, volume.ErrIncomplete) && ctx.Err() == nil {
+		d.giveAgain = time.Now().Add(max(giveRestMin, giveRest*time.Since(begin)))
+	}
+	return err
 }
 
 // attachPatience bounds how long an attach waits for a complete snapshot to be
@@ -176,17 +196,17 @@ func (a *app) loopsOf(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	moved, err := a.movedFrom(dir)
+	moved, err := a.movedFrom(func(s *session) bool { return s.Mountpoint == dir })
 	return append(devs, moved...), err
 }
 
-func (a *app) movedFrom(dir string) (devs []string, err error) {
+func (a *app) movedFrom(which func(*session) bool) (devs []string, err error) {
 	sessions, err := a.sessions()
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range sessions {
-		if s.Mountpoint != dir {
+		if !which(s) {
 			continue
 		}
 		image := nativeImage(s.dir)
@@ -206,8 +226,8 @@ func (a *app) movedFrom(dir string) (devs []string, err error) {
 
 // refuseMoved refuses to take a mount away off which loop devices were moved: they
 // use it as much as those that were not.
-func (a *app) refuseMoved(dir string) error {
-	devs, err := a.movedFrom(dir)
+func (a *app) refuseMoved(dir string, pid int) error {
+	devs, err := a.movedFrom(func(s *session) bool { return s.Mountpoint == dir && s.PID == pid })
 	if err == nil && len(devs) > 0 {
 		err = fmt.Errorf("unmount %s: %w: %s is attached", dir, fs.ErrBusy, strings.Join(devs, ", "))
 	}

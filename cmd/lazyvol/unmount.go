@@ -75,7 +75,7 @@ func (a *app) unmount(ctx context.Context, dir string) error {
 		}
 		return err
 	}
-	if err := a.refuseMoved(dir); err != nil {
+	if err := a.refuseMoved(dir, s.PID); err != nil {
 		return err
 	}
 	lock, err := a.lockOf(s)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 func (a *app) snapshotDeleteCommand() *cobra.Command {
@@ -32,29 +34,34 @@ were opened from one before go on reading it; its space is freed after them.`,
 			if err != nil {
 				return err
 			}
-			a.sweepSessions(ctx, store)
-			var failed error
-			lineages := make(map[manifest.LineageID]bool)
-			for _, id := range ids {
-				if err := store.Delete(ctx, id); err != nil {
-					failed = errors.Join(failed, err)
-					continue
-				}
-				lineages[id.Lineage] = true
-				fmt.Fprintln(a.stdout, id)
-			}
-			for lineage := range lineages {
-				r, err := store.Reclaim(ctx, lineage)
-				if err != nil {
-					// The snapshots are deleted; only the space waits.
-					failed = errors.Join(failed, fmt.Errorf("deleted, but their space is not freed yet ('lazyvol gc' will): %w", err))
-					continue
-				}
-				fmt.Fprintf(a.stderr, "freed %s\n", size(r.Bytes))
-			}
-			return failed
+			return a.deleteSnapshots(ctx, store, ids)
 		},
 	}
+}
+
+// deleteSnapshots deletes snapshots, prints those that are, and frees what only they
+// used. It goes on with the others when one cannot be deleted.
+func (a *app) deleteSnapshots(ctx context.Context, store *snapshot.Store, ids []manifest.SnapshotID) (failed error) {
+	a.sweepSessions(ctx, store)
+	lineages := make(map[manifest.LineageID]bool)
+	for _, id := range ids {
+		if err := store.Delete(ctx, id); err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		lineages[id.Lineage] = true
+		fmt.Fprintln(a.stdout, id)
+	}
+	for lineage := range lineages {
+		r, err := store.Reclaim(ctx, lineage)
+		if err != nil {
+			// The snapshots are deleted; only the space waits.
+			failed = errors.Join(failed, fmt.Errorf("deleted, but their space is not freed yet ('lazyvol gc' will): %w", err))
+			continue
+		}
+		fmt.Fprintf(a.stderr, "freed %s\n", size(r.Bytes))
+	}
+	return failed
 }
 
 func (a *app) gcCommand() *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,7 +19,7 @@ import (
 func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Make, look into and delete snapshots",
 		a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(),
-		a.snapshotTagCommand(), a.snapshotExportCommand(), a.snapshotVerifyCommand(), a.snapshotDeleteCommand(),
+		a.snapshotTagCommand(), a.snapshotExportCommand(), a.snapshotVerifyCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
 	)
 }
 
@@ -74,9 +75,20 @@ func describe(d snapshot.Description) snapshotJSON {
 
 func (a *app) snapshotListCommand() *cobra.Command {
 	var all, asJSON bool
+	var pairs []string
 	c := &cobra.Command{
 		Use: "list", Short: "List snapshots, oldest first", Args: args(cobra.NoArgs),
+		Long: `Lists snapshots, oldest first. --filter NAME=VALUE shows only those that match, by
+EBS's names: description, encrypted, progress, snapshot-id, start-time, status,
+storage-tier, tag:KEY, tag-key, volume-id and volume-size (GiB). In a value * is any
+characters and ? one or none; a \ before one takes it as it is. Of several filters of
+one name one must match, and of each name one.`,
+		Example: `  lazyvol snapshot list --filter tag:made-by=timer --filter 'start-time=2026-11-*'`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			filter, err := parseFilters(pairs)
+			if err != nil {
+				return err
+			}
 			store, err := a.openStore(c.Context(), "", commandPatience)
 			if err != nil {
 				return err
@@ -88,6 +100,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			found = slices.DeleteFunc(found, func(d snapshot.Description) bool { return !filter.pass(describe(d)) })
 			if asJSON {
 				list := struct{ Snapshots []snapshotJSON }{[]snapshotJSON{}}
 				for _, d := range found {
@@ -115,6 +128,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "show aborted ones too")
+	c.Flags().StringArrayVar(&pairs, "filter", nil, "show only what matches `NAME=VALUE` (repeatable)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

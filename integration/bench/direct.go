@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 	"unsafe"
@@ -29,6 +31,32 @@ func openPager(path string, flags int) (*pager, error) {
 		return nil, err
 	}
 	return &pager{f, alignedBuffer(pageSize)}, nil
+}
+
+// readAll reads a file from its beginning to its end, past its page cache or through
+// it. What a system keeps may have left the page cache since it was last read: some
+// virtual machines give memory back that was not used for half a minute.
+func readAll(ctx context.Context, path string, direct bool) (err error) {
+	flags := os.O_RDONLY
+	if direct {
+		flags |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	buffer := alignedBuffer(1 << 20)
+	for ctx.Err() == nil {
+		_, err := f.Read(buffer)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read all of %s: %w", path, err)
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // read reads the page at off and returns how long that took.

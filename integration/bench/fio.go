@@ -20,6 +20,7 @@ type job struct {
 	cached  bool   // through the page cache
 	fsync   bool   // after each write
 	once    bool   // over the file once, not for a time
+	warm    bool   // after all of the file was read once, just before
 	drop    bool   // drop the file's pages before
 	runtime time.Duration
 }

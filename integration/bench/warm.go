@@ -30,12 +30,12 @@ func setUpFleet(ctx context.Context, r *turn) error {
 }
 
 func warmRows() []row {
-	random := job{rw: "randread", block: "4k", depth: 1}
-	deep := job{rw: "randread", block: "4k", depth: 16}
-	pageCached := job{rw: "randread", block: "4k", cached: true}
-	through := job{rw: "read", block: "1m", cached: true, once: true, drop: true}
-	again := job{rw: "read", block: "1m", cached: true, once: true}
-	direct := job{rw: "read", block: "1m", depth: 4}
+	random := job{rw: "randread", block: "4k", depth: 1, warm: true}
+	deep := job{rw: "randread", block: "4k", depth: 16, warm: true}
+	pageCached := job{rw: "randread", block: "4k", cached: true, warm: true}
+	through := job{rw: "read", block: "1m", cached: true, once: true, warm: true, drop: true}
+	again := job{rw: "read", block: "1m", cached: true, once: true, warm: true}
+	direct := job{rw: "read", block: "1m", depth: 4, warm: true}
 	return []row{
 		{"cold-sequential", "cold sequential through the mount, buffered", func(context.Context, *turn) error { return nil }, sequentialBars()},
 		{"warm-random", "warm 4 KiB O_DIRECT, QD1", fleetFio(random, iops), []bar{
@@ -76,6 +76,11 @@ func fleetFio(j job, metric string) func(context.Context, *turn) error {
 }
 
 func (r *turn) memberFio(ctx context.Context, m member, j job, metric string) error {
+	if j.warm {
+		if err := readAll(ctx, m.path, !j.cached || j.drop); err != nil {
+			return err
+		}
+	}
 	var cpu meter
 	if m.mount != nil {
 		if err := m.mount.forgetMemory(); err != nil {

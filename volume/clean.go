@@ -21,13 +21,13 @@ func (d *Device) place(block int64) (layer *cache.Clean, size int64) {
 // readClean fills p with what lies below the write layers, from the clean
 // layers and with the holes that are known, and appends what is left to missing.
 func (d *Device) readClean(v *view, p []byte, off int64, missing []piece) ([]piece, error) {
-	if d.writes == nil && off+int64(len(p)) <= d.base.size {
-		// The common case of a warm read-only device takes one look.
+	blockSize := int64(d.geometry.BlockSize)
+	if end := off + int64(len(p)); d.writes == nil && end <= d.base.size && off/blockSize != (end-1)/blockSize {
+		// Several blocks of a warm read-only device take one look.
 		if hit, err := d.base.ReadAt(p, off); hit || err != nil {
 			return missing, err
 		}
 	}
-	blockSize := int64(d.geometry.BlockSize)
 	for len(p) > 0 {
 		block := off / blockSize
 		part := p[:min(int64(len(p)), (block+1)*blockSize-off)]

@@ -137,6 +137,7 @@ func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) 
 	if err := becomeFlusher(prctl, unix.Exec); err != nil {
 		a.log().Debug("the kernel may make the daemon wait for what only it can write", "error", err)
 	}
+	addSpareProcs()
 	ready, err := newReadiness()
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func BenchmarkPackBuilder(b *testing.B) {
 	hash := manifest.Sum(stored)
 	b.ReportAllocs()
 	for b.Loop() {
-		p := blockstore.NewPackBuilder(owner, 0, len(stored))
+		p := blockstore.NewPackBuilder(owner, 0, len(stored), nil)
 		for block := int64(0); !p.Full(); block++ {
 			p.Add(block, hash, stored, true)
 		}

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"sync"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -26,7 +27,8 @@ const (
 type BlockReader struct {
 	Store     Store
 	Lineage   manifest.LineageID
-	BlockSize int // in bytes
+	BlockSize int        // in bytes
+	Key       *crypt.Key // that the lineage's packs are sealed under; nil: they are not
 
 	buffers bufferPool
 	tables  tableCache
@@ -119,7 +121,7 @@ func newRunRead(r *BlockReader, refs []manifest.Ref, dst func(i int) []byte, don
 		pending: make([]int, len(refs)),
 	}
 	for i, ref := range refs {
-		run.at[i] = place{ref.Offset, ref.Length, ref.Raw}
+		run.at[i] = place{ref.Offset, ref.Length + uint32(r.Key.Overhead()), ref.Raw}
 		run.pending[i] = i
 	}
 	return run
@@ -219,6 +221,15 @@ func (run *runRead) fetchEach(ctx context.Context) error {
 // verify decodes a block and compares its hash.
 func (run *runRead) verify(i int, stored []byte, raw bool) error {
 	block := run.dst(i)[:run.BlockSize]
+	if run.Key != nil {
+		buffer := run.buffers.get(len(stored))
+		defer run.buffers.put(buffer)
+		opened, err := run.Key.Open((*buffer)[:0], slotName(run.id.owner, run.id.pack, run.refs[i].Slot), stored)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		stored = opened
+	}
 	if err := Decompress(block, stored, raw); err != nil {
 		return err
 	}
@@ -232,7 +243,7 @@ func (run *runRead) verify(i int, stored []byte, raw bool) error {
 // An error ends the run. A table that cannot be decoded does not: it may be
 // read better next time.
 func (run *runRead) lookUp(ctx context.Context) error {
-	table, err := ReadSlotTable(ctx, run.Store, run.id.owner, run.id.pack)
+	table, err := ReadSlotTable(ctx, run.Store, run.id.owner, run.id.pack, run.Key)
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, manifest.ErrVersion) {
 		run.why = err
 		return nil
@@ -256,7 +267,7 @@ func (run *runRead) locate(table *SlotTable) {
 			continue
 		}
 		slot := table.Slots[n]
-		run.at[i] = place{slot.Offset, slot.Length, slot.Raw}
+		run.at[i] = place{slot.Offset, uint32(table.storedLen(slot)), slot.Raw}
 		still = append(still, i)
 	}
 	run.pending = still

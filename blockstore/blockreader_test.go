@@ -14,6 +14,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -22,33 +23,41 @@ import (
 // them is one for each block of a longer run.
 const maxReadCalls = 1 + 3*3
 
-func TestReadRunCostsOneRequest(t *testing.T) {
+func TestReadRunCostsOneRequest(t *testing.T) { plainAndSealed(t, testReadRunCostsOneRequest) }
+
+func testReadRunCostsOneRequest(t *testing.T, key *crypt.Key) {
 	store := blockstoretest.NewFaulty(blockstore.NewMem())
-	p := newTestPack(t, store, 1, 20)
+	p := newTestPack(t, store, key, 1, 20)
 	for _, refs := range [][]manifest.Ref{p.refs, p.refs[3:4], p.refs[5:9], {p.refs[0], p.refs[7], p.refs[19]}} {
 		store.Reset()
-		p.mustRead(t, newReader(store), refs)
+		p.mustRead(t, newReader(store, key), refs)
 		if calls := store.Calls(); len(calls) != 1 || calls[0].Op != blockstoretest.OpReadRange {
 			t.Errorf("reading %d blocks made the calls %v", len(refs), calls)
 		}
 	}
 }
 
-func TestReadRunOfNothingAsksNobody(t *testing.T) {
+func TestReadRunOfNothingAsksNobody(t *testing.T) { plainAndSealed(t, testReadRunOfNothingAsksNobody) }
+
+func testReadRunOfNothingAsksNobody(t *testing.T, key *crypt.Key) {
 	store := blockstoretest.NewFaulty(blockstore.NewMem())
-	if err := newReader(store).ReadRun(t.Context(), nil, nil, nil); err != nil || len(store.Calls()) != 0 {
+	if err := newReader(store, key).ReadRun(t.Context(), nil, nil, nil); err != nil || len(store.Calls()) != 0 {
 		t.Errorf("%v, calls %v", err, store.Calls())
 	}
 }
 
 func TestReadRunFindsBlocksOfARewrittenPack(t *testing.T) {
+	plainAndSealed(t, testReadRunFindsBlocksOfARewrittenPack)
+}
+
+func testReadRunFindsBlocksOfARewrittenPack(t *testing.T, key *crypt.Key) {
 	store := blockstoretest.NewFaulty(blockstore.NewMem())
-	p := newTestPack(t, store, 1, 20)
+	p := newTestPack(t, store, key, 1, 20)
 	if err := p.rewrite(0, 1, 2, 10); err != nil {
 		t.Fatal(err)
 	}
 	live := slices.Concat(p.refs[3:10], p.refs[11:])
-	reader := newReader(store)
+	reader := newReader(store, key)
 	p.mustRead(t, reader, live)
 
 	store.Reset()
@@ -65,15 +74,17 @@ func TestReadRunFindsBlocksOfARewrittenPack(t *testing.T) {
 
 // TestReadRunOutrunsARewriter rewrites the pack once before the n-th call of a
 // read whose hints hold, or do not, for each n.
-func TestReadRunOutrunsARewriter(t *testing.T) {
+func TestReadRunOutrunsARewriter(t *testing.T) { plainAndSealed(t, testReadRunOutrunsARewriter) }
+
+func testReadRunOutrunsARewriter(t *testing.T, key *crypt.Key) {
 	for _, before := range [][]uint16{nil, {0}} {
 		for n := range maxReadCalls {
 			store := blockstoretest.NewFaulty(blockstore.NewMem())
-			p := newTestPack(t, store, 1, 10)
+			p := newTestPack(t, store, key, 1, 10)
 			if err := p.rewrite(before...); err != nil {
 				t.Fatal(err)
 			}
-			below := &testPack{store: p.store, key: p.key, number: p.number}
+			below := &testPack{store: p.store, data: key, key: p.key, number: p.number}
 			store.Inject(
 				blockstoretest.Rule{Op: blockstoretest.OpReadRange, Skip: n, Times: 1},
 				blockstoretest.Fault{Before: func(context.Context, blockstoretest.Call) {
@@ -81,7 +92,7 @@ func TestReadRunOutrunsARewriter(t *testing.T) {
 						t.Error(err)
 					}
 				}})
-			p.mustRead(t, newReader(store), slices.Concat(p.refs[2:5], p.refs[6:]))
+			p.mustRead(t, newReader(store, key), slices.Concat(p.refs[2:5], p.refs[6:]))
 		}
 	}
 }
@@ -89,6 +100,10 @@ func TestReadRunOutrunsARewriter(t *testing.T) {
 // TestReadRunSurvivesPassingDamage damages what the n-th call returns, for
 // each n, also when the pack was rewritten.
 func TestReadRunSurvivesPassingDamage(t *testing.T) {
+	plainAndSealed(t, testReadRunSurvivesPassingDamage)
+}
+
+func testReadRunSurvivesPassingDamage(t *testing.T, key *crypt.Key) {
 	for name, fault := range map[string]blockstoretest.Fault{
 		"flipped bit": {Flip: true},
 		"short body":  {Truncate: true},
@@ -96,13 +111,13 @@ func TestReadRunSurvivesPassingDamage(t *testing.T) {
 		for _, dead := range [][]uint16{nil, {0, 1, 2}} {
 			for n := range maxReadCalls {
 				store := blockstoretest.NewFaulty(blockstore.NewMem())
-				p := newTestPack(t, store, 1, 10)
+				p := newTestPack(t, store, key, 1, 10)
 				if err := p.rewrite(dead...); err != nil {
 					t.Fatal(err)
 				}
 				store.Inject(blockstoretest.Rule{Op: blockstoretest.OpReadRange, Skip: n, Times: 1}, fault)
 				t.Run(fmt.Sprintf("%s in call %d, %d slots dead", name, n, len(dead)), func(t *testing.T) {
-					p.mustRead(t, newReader(store), p.refs[3:])
+					p.mustRead(t, newReader(store, key), p.refs[3:])
 				})
 			}
 		}
@@ -110,14 +125,18 @@ func TestReadRunSurvivesPassingDamage(t *testing.T) {
 }
 
 func TestDamagedBlockIsCorruptAndItsNeighboursAreNot(t *testing.T) {
+	plainAndSealed(t, testDamagedBlockIsCorruptAndItsNeighboursAreNot)
+}
+
+func testDamagedBlockIsCorruptAndItsNeighboursAreNot(t *testing.T, key *crypt.Key) {
 	store := blockstoretest.NewFaulty(blockstore.NewMem())
-	p := newTestPack(t, store, 1, 10)
+	p := newTestPack(t, store, key, 1, 10)
 	const damaged = 4
 	bad := slices.Clone(p.object)
 	bad[p.refs[damaged].Offset+p.refs[damaged].Length/2] ^= 1
 	p.put(t, bad)
 	store.Reset()
-	errs, err := p.read(newReader(store), p.refs)
+	errs, err := p.read(newReader(store, key), p.refs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,11 +159,13 @@ func TestDamagedBlockIsCorruptAndItsNeighboursAreNot(t *testing.T) {
 	}
 }
 
-func TestCutPackIsCorrupt(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 10)
+func TestCutPackIsCorrupt(t *testing.T) { plainAndSealed(t, testCutPackIsCorrupt) }
+
+func testCutPackIsCorrupt(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 10)
 	for _, n := range []int{0, 1, 31, 32, 100, len(p.object) / 2, len(p.object) - 1} {
 		p.put(t, p.object[:n])
-		errs, err := p.read(newReader(p.store), p.refs)
+		errs, err := p.read(newReader(p.store, key), p.refs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +173,7 @@ func TestCutPackIsCorrupt(t *testing.T) {
 			t.Errorf("cut to %d bytes, the last block: %v", n, err)
 		}
 		for i, ref := range p.refs {
-			if whole := int(ref.Offset+ref.Length) <= n; whole != (errs[i] == nil) {
+			if whole := int(ref.Offset+ref.Length)+key.Overhead() <= n; whole != (errs[i] == nil) {
 				t.Errorf("cut to %d bytes, block %d, which is there: %t, %v", n, i, whole, errs[i])
 			}
 		}
@@ -161,13 +182,15 @@ func TestCutPackIsCorrupt(t *testing.T) {
 
 // TestDeadSlotIsCorruptAtOnce also counts: what is dead stays dead, so there is
 // nothing to try again.
-func TestDeadSlotIsCorruptAtOnce(t *testing.T) {
+func TestDeadSlotIsCorruptAtOnce(t *testing.T) { plainAndSealed(t, testDeadSlotIsCorruptAtOnce) }
+
+func testDeadSlotIsCorruptAtOnce(t *testing.T, key *crypt.Key) {
 	store := blockstoretest.NewFaulty(blockstore.NewMem())
-	p := newTestPack(t, store, 1, 10)
+	p := newTestPack(t, store, key, 1, 10)
 	if err := p.rewrite(3); err != nil {
 		t.Fatal(err)
 	}
-	reader := newReader(store)
+	reader := newReader(store, key)
 	for _, calls := range []int{4, 1} { // hints, table in two, data; then the data alone
 		store.Reset()
 		errs, err := p.read(reader, p.refs[2:5])
@@ -183,11 +206,13 @@ func TestDeadSlotIsCorruptAtOnce(t *testing.T) {
 	}
 }
 
-func TestSlotThatNeverWasIsCorrupt(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 10)
+func TestSlotThatNeverWasIsCorrupt(t *testing.T) { plainAndSealed(t, testSlotThatNeverWasIsCorrupt) }
+
+func testSlotThatNeverWasIsCorrupt(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 10)
 	refs := slices.Clone(p.refs)
 	refs[9].Slot, refs[9].Hash = 10, manifest.Sum([]byte("something else"))
-	errs, err := p.read(newReader(p.store), refs[8:])
+	errs, err := p.read(newReader(p.store, key), refs[8:])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,10 +222,14 @@ func TestSlotThatNeverWasIsCorrupt(t *testing.T) {
 }
 
 func TestAnotherPackUnderTheKeyIsCorrupt(t *testing.T) {
+	plainAndSealed(t, testAnotherPackUnderTheKeyIsCorrupt)
+}
+
+func testAnotherPackUnderTheKeyIsCorrupt(t *testing.T, key *crypt.Key) {
 	store := blockstore.NewMem()
-	p, other := newTestPack(t, store, 1, 10), newTestPack(t, store, 2, 10)
+	p, other := newTestPack(t, store, key, 1, 10), newTestPack(t, store, key, 2, 10)
 	p.put(t, other.object)
-	errs, err := p.read(newReader(store), p.refs)
+	errs, err := p.read(newReader(store, key), p.refs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,11 +242,13 @@ func TestAnotherPackUnderTheKeyIsCorrupt(t *testing.T) {
 
 // TestMissingPackIsNotExist deletes the pack before the n-th call of a read
 // that needs all it may make.
-func TestMissingPackIsNotExist(t *testing.T) {
+func TestMissingPackIsNotExist(t *testing.T) { plainAndSealed(t, testMissingPackIsNotExist) }
+
+func testMissingPackIsNotExist(t *testing.T, key *crypt.Key) {
 	for n := range 4 {
 		mem := blockstore.NewMem()
 		store := blockstoretest.NewFaulty(mem)
-		p := newTestPack(t, store, 1, 10)
+		p := newTestPack(t, store, key, 1, 10)
 		refs := slices.Clone(p.refs)
 		for i := range refs { // so that the read would go on to the end
 			refs[i].Hash = manifest.Sum([]byte("nothing"))
@@ -228,7 +259,7 @@ func TestMissingPackIsNotExist(t *testing.T) {
 					t.Error(err)
 				}
 			}})
-		errs, err := p.read(newReader(store), refs)
+		errs, err := p.read(newReader(store, key), refs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,16 +272,20 @@ func TestMissingPackIsNotExist(t *testing.T) {
 }
 
 func TestErrorOfTheStoreEndsAReadAtOnce(t *testing.T) {
+	plainAndSealed(t, testErrorOfTheStoreEndsAReadAtOnce)
+}
+
+func testErrorOfTheStoreEndsAReadAtOnce(t *testing.T, key *crypt.Key) {
 	for _, cause := range []error{blockstore.ErrUnavailable, blockstore.ErrDenied, context.Canceled} {
 		for n := range 4 {
 			store := blockstoretest.NewFaulty(blockstore.NewMem())
-			p := newTestPack(t, store, 1, 10)
+			p := newTestPack(t, store, key, 1, 10)
 			if err := p.rewrite(0); err != nil {
 				t.Fatal(err)
 			}
 			store.Reset()
 			store.Inject(blockstoretest.Rule{Op: blockstoretest.OpReadRange, Skip: n, Times: 1}, blockstoretest.Fault{Err: cause})
-			errs, err := p.read(newReader(store), p.refs[1:])
+			errs, err := p.read(newReader(store, key), p.refs[1:])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -267,12 +302,16 @@ func TestErrorOfTheStoreEndsAReadAtOnce(t *testing.T) {
 }
 
 func TestRefsThatAreNotOfOnePackAreRefused(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 3)
+	plainAndSealed(t, testRefsThatAreNotOfOnePackAreRefused)
+}
+
+func testRefsThatAreNotOfOnePackAreRefused(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 3)
 	pack, owner := p.refs[1], p.refs[1]
 	pack.Pack++
 	owner.Owner++
 	for _, odd := range []manifest.Ref{pack, owner, {}} {
-		errs, err := p.read(newReader(p.store), []manifest.Ref{p.refs[0], odd})
+		errs, err := p.read(newReader(p.store, key), []manifest.Ref{p.refs[0], odd})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,8 +323,10 @@ func TestRefsThatAreNotOfOnePackAreRefused(t *testing.T) {
 
 // TestReadRunBelievesNoHint reads with hints that are anything, as a hostile
 // leaf can have them: all slots are there, so all are read.
-func TestReadRunBelievesNoHint(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 10)
+func TestReadRunBelievesNoHint(t *testing.T) { plainAndSealed(t, testReadRunBelievesNoHint) }
+
+func testReadRunBelievesNoHint(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 10)
 	rapid.Check(t, func(t *rapid.T) {
 		refs := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) manifest.Ref {
 			ref := rapid.SampledFrom(p.refs).Draw(t, "ref")
@@ -296,7 +337,7 @@ func TestReadRunBelievesNoHint(t *testing.T) {
 			}
 			return ref
 		}), 1, 5).Draw(t, "refs")
-		errs, err := p.read(newReader(p.store), refs)
+		errs, err := p.read(newReader(p.store, key), refs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -311,7 +352,11 @@ func TestReadRunBelievesNoHint(t *testing.T) {
 // TestReadRunNeverHandsOutOtherBytes reads while anything happens to the pack
 // and to what the store returns: each block comes out right or not at all.
 func TestReadRunNeverHandsOutOtherBytes(t *testing.T) {
-	pack := newTestPack(t, blockstore.NewMem(), 1, 8)
+	plainAndSealed(t, testReadRunNeverHandsOutOtherBytes)
+}
+
+func testReadRunNeverHandsOutOtherBytes(t *testing.T, key *crypt.Key) {
+	pack := newTestPack(t, blockstore.NewMem(), key, 1, 8)
 	rapid.Check(t, func(t *rapid.T) {
 		mem := blockstore.NewMem()
 		store := blockstoretest.NewFaulty(mem)
@@ -337,7 +382,7 @@ func TestReadRunNeverHandsOutOtherBytes(t *testing.T) {
 			}).Draw(t, "fault")
 			store.Inject(blockstoretest.Rule{Skip: at, Times: 1}, fault)
 		}
-		reader := newReader(store)
+		reader := newReader(store, key)
 		for range 2 {
 			if _, err := p.read(reader, p.refs); err != nil {
 				t.Fatal(err)
@@ -350,9 +395,13 @@ func TestReadRunNeverHandsOutOtherBytes(t *testing.T) {
 }
 
 func TestReadsAndRewritesRunConcurrently(t *testing.T) {
+	plainAndSealed(t, testReadsAndRewritesRunConcurrently)
+}
+
+func testReadsAndRewritesRunConcurrently(t *testing.T, key *crypt.Key) {
 	store := blockstore.NewMem()
-	reader := newReader(store)
-	packs := []*testPack{newTestPack(t, store, 1, 12), newTestPack(t, store, 2, 12)}
+	reader := newReader(store, key)
+	packs := []*testPack{newTestPack(t, store, key, 1, 12), newTestPack(t, store, key, 2, 12)}
 	var wg sync.WaitGroup
 	for _, p := range packs {
 		for range 3 {
@@ -382,8 +431,8 @@ func TestReadsAndRewritesRunConcurrently(t *testing.T) {
 }
 
 func BenchmarkReadRun(b *testing.B) {
-	p := newTestPack(b, blockstore.NewMem(), 1, 64)
-	reader, block := newReader(p.store), make([]byte, packBlockSize)
+	p := newTestPack(b, blockstore.NewMem(), nil, 1, 64)
+	reader, block := newReader(p.store, nil), make([]byte, packBlockSize)
 	b.SetBytes(int64(len(p.refs) * packBlockSize))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -4,6 +4,9 @@ import (
 	"fmt"
 
 	"github.com/pierrec/lz4/v4"
+
+	"github.com/lazyvol/lazyvol/crypt"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 // A Compressor compresses blocks for packs, in lz4's block format. The zero
@@ -30,6 +33,19 @@ func (c *Compressor) Compress(dst, block []byte) (stored []byte, raw bool) {
 		return block, true
 	}
 	return dst[:n], false
+}
+
+// DecodeSlot fills dst, the length of a block, from what was stored of it in a slot of a
+// pack, sealed if key is not nil. Its error is like that of [Decompress].
+func DecodeSlot(dst, stored []byte, raw bool, key *crypt.Key, owner manifest.SnapshotID, pack uint32, slot uint16) error {
+	if key != nil {
+		opened, err := key.Open(make([]byte, 0, len(stored)), slotName(owner, pack, slot), stored)
+		if err != nil {
+			return fmt.Errorf("%w: slot %d: %w", ErrCorrupt, slot, err)
+		}
+		stored = opened
+	}
+	return Decompress(dst, stored, raw)
 }
 
 // Decompress is the inverse of [Compressor.Compress]: it fills dst, the

@@ -74,7 +74,8 @@ func (l *listing) visit(key string) error {
 	if err != nil {
 		return err
 	}
-	l.fnErr = l.fn(Info{Key: key, Size: info.Size(), ETag: fileETag(info), Age: max(0, time.Since(info.ModTime()))})
+	now := time.Now()
+	l.fnErr = l.fn(Info{Key: key, Size: info.Size(), ETag: fileETag(info), Age: max(0, now.Sub(info.ModTime())), Listed: now})
 	return l.fnErr
 }
 

@@ -141,7 +141,7 @@ func (s *memStore) listAfter(ctx context.Context, prefix, after string, fn func(
 			continue
 		}
 		o := objects[key]
-		if err := fn(Info{key, int64(len(o.data)), o.etag, max(0, now.Sub(o.written))}); err != nil {
+		if err := fn(Info{key, int64(len(o.data)), o.etag, max(0, now.Sub(o.written)), now}); err != nil {
 			return err
 		}
 	}

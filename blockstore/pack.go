@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -35,10 +36,10 @@ type PackBuilder struct {
 }
 
 // NewPackBuilder begins the pack with a number, at most [manifest.MaxPack], of
-// the snapshot that owns it.
-func NewPackBuilder(owner manifest.SnapshotID, number uint32, blockSize int) *PackBuilder {
+// the snapshot that owns it, sealed under a key if that is not nil.
+func NewPackBuilder(owner manifest.SnapshotID, number uint32, blockSize int, key *crypt.Key) *PackBuilder {
 	return &PackBuilder{
-		table: SlotTable{Owner: owner, Pack: number, BlockSize: blockSize},
+		table: SlotTable{Owner: owner, Pack: number, BlockSize: blockSize, Key: key},
 		buf:   make([]byte, MaxSlotTableLen, smallPack),
 	}
 }
@@ -49,18 +50,20 @@ func NewPackBuilder(owner manifest.SnapshotID, number uint32, blockSize int) *Pa
 // stored has a length that the block cannot have, or if no slot is left: see
 // Full.
 func (b *PackBuilder) Add(block int64, hash manifest.Hash, stored []byte, raw bool) {
-	slot := Slot{Block: block, Length: uint32(len(stored)), Checksum: manifest.Checksum(stored), Raw: raw}
-	n := len(b.table.Slots)
+	slot := Slot{Block: block, Length: uint32(len(stored)), Raw: raw}
+	n, size := len(b.table.Slots), len(stored)+b.table.Key.Overhead()
 	b.table.Slots = append(b.table.Slots, slot)
-	if err := b.table.validateSlot(n); err != nil || n >= MaxPackSlots || len(b.buf)+len(stored) > MaxPackSize {
+	if err := b.table.validateSlot(n); err != nil || n >= MaxPackSlots || len(b.buf)+size > MaxPackSize {
 		panic(fmt.Sprintf("blockstore: add block %d of %d bytes to a pack of %d slots and %d bytes: %v",
 			block, len(stored), n, b.Len(), err))
 	}
 	b.hashes = append(b.hashes, hash)
-	if len(b.buf)+len(stored) > smallPack {
-		b.buf = slices.Grow(b.buf, max(0, MaxSlotTableLen+PackTarget+b.table.BlockSize-len(b.buf)))
+	if len(b.buf)+size > smallPack {
+		b.buf = slices.Grow(b.buf, max(0, MaxSlotTableLen+PackTarget+b.table.BlockSize+crypt.Overhead-len(b.buf)))
 	}
-	b.buf = append(b.buf, stored...)
+	begin := len(b.buf)
+	b.buf = b.table.Key.Seal(b.buf, slotName(b.table.Owner, b.table.Pack, uint16(n)), stored)
+	b.table.Slots[n].Checksum = manifest.Checksum(b.buf[begin:])
 }
 
 // Len is the number of stored bytes so far.

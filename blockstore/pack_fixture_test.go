@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"testing"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -16,9 +18,26 @@ const packBlockSize = manifest.MinBlockSize
 
 var packOwner = manifest.SnapshotID{Lineage: 0x1a2b3c4d, Serial: 0x123456789}
 
+// plainAndSealed runs a test with packs that are not sealed and with ones that are.
+func plainAndSealed(t *testing.T, test func(t *testing.T, key *crypt.Key)) {
+	t.Run("plain", func(t *testing.T) { test(t, nil) })
+	t.Run("sealed", func(t *testing.T) { test(t, newKey(t, 1)) })
+}
+
+// newKey returns a data key, the same for the same seed.
+func newKey(t testing.TB, seed byte) *crypt.Key {
+	t.Helper()
+	key, err := crypt.NewKey(bytes.Repeat([]byte{seed}, crypt.KeyLen))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
 // A testPack is a pack in a store, and what its slots hold.
 type testPack struct {
 	store  blockstore.Store
+	data   *crypt.Key // that it is sealed under; nil: it is not
 	key    string
 	number uint32
 	object []byte
@@ -48,11 +67,12 @@ func testBlock(seed uint64) []byte {
 	return block
 }
 
-// newTestPack stores a pack of n blocks, numbered 0, 10, 20, ….
-func newTestPack(tb failer, store blockstore.Store, number uint32, n int) *testPack {
+// newTestPack stores a pack of n blocks, numbered 0, 10, 20, …, sealed under a key if
+// that is not nil.
+func newTestPack(tb failer, store blockstore.Store, data *crypt.Key, number uint32, n int) *testPack {
 	tb.Helper()
-	p := &testPack{store: store, key: manifest.PackKey(packOwner, number), number: number}
-	b := blockstore.NewPackBuilder(packOwner, number, packBlockSize)
+	p := &testPack{store: store, data: data, key: manifest.PackKey(packOwner, number), number: number}
+	b := blockstore.NewPackBuilder(packOwner, number, packBlockSize, data)
 	var c blockstore.Compressor
 	for i := range n {
 		block := testBlock(uint64(number)<<32 + uint64(i))
@@ -94,15 +114,15 @@ func (p *testPack) get(tb failer) []byte {
 
 // rewrite rewrites the pack without some slots.
 func (p *testPack) rewrite(dead ...uint16) error {
-	_, err := blockstore.RewritePack(context.Background(), p.store, packOwner, p.number, func(slot uint16) bool {
+	_, err := blockstore.RewritePack(context.Background(), p.store, packOwner, p.number, p.data, func(slot uint16) bool {
 		return !slices.Contains(dead, slot)
 	})
 	return err
 }
 
 // newReader returns a reader of a store that has what the packs need.
-func newReader(store blockstore.Store) *blockstore.BlockReader {
-	return &blockstore.BlockReader{Store: store, Lineage: packOwner.Lineage, BlockSize: packBlockSize}
+func newReader(store blockstore.Store, data *crypt.Key) *blockstore.BlockReader {
+	return &blockstore.BlockReader{Store: store, Lineage: packOwner.Lineage, BlockSize: packBlockSize, Key: data}
 }
 
 // read reads refs and returns the error of each. It fails unless each is done
@@ -147,4 +167,39 @@ func (p *testPack) mustRead(tb failer, r *blockstore.BlockReader, refs []manifes
 			tb.Errorf("block %d: %v", i, err)
 		}
 	}
+}
+
+// samePack reports whether two objects are the same pack: the same bytes or, of a
+// sealed one, whose seals are never the same twice, whole and with the same slots.
+func samePack(a, b []byte, owner manifest.SnapshotID, number uint32, key *crypt.Key) bool {
+	if key == nil || bytes.Equal(a, b) {
+		return bytes.Equal(a, b)
+	}
+	slotsA, errA := openedSlots(a, owner, number, key)
+	slotsB, errB := openedSlots(b, owner, number, key)
+	return errA == nil && errB == nil && slices.Equal(slotsA, slotsB)
+}
+
+// openedSlots describes all slots of a pack, and what they hold.
+func openedSlots(object []byte, owner manifest.SnapshotID, number uint32, key *crypt.Key) ([]string, error) {
+	table, err := blockstore.DecodePack(object, owner, number, key)
+	if err != nil {
+		return nil, err
+	}
+	var slots []string
+	for i, slot := range table.Slots {
+		block := make([]byte, table.BlockSize)
+		if !slot.Dead {
+			stored := object[slot.Offset:][:table.StoredLen(i)]
+			if sum := manifest.Checksum(stored); sum != slot.Checksum {
+				return nil, fmt.Errorf("slot %d: wrong checksum", i)
+			}
+			if err := blockstore.DecodeSlot(block, stored, slot.Raw, key, owner, number, uint16(i)); err != nil {
+				return nil, err
+			}
+		}
+		slot.Checksum = 0
+		slots = append(slots, fmt.Sprintf("%+v %x", slot, manifest.Sum(block)))
+	}
+	return slots, nil
 }

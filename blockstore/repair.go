@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -19,7 +20,8 @@ type NeededSlot struct {
 type PackRepair struct {
 	Owner     manifest.SnapshotID
 	Pack      uint32
-	BlockSize int // in bytes
+	BlockSize int        // in bytes
+	Key       *crypt.Key // that the pack is sealed under; nil: it is not
 
 	// Needed are the slots that somebody refers to, ascending; one at least.
 	// Partial says that there may be more of them.
@@ -93,7 +95,7 @@ type packRepair struct {
 	compressor Compressor
 }
 
-// stored are the bytes of a slot; nil if there are none.
+// stored are the bytes of a slot, sealed if they are to be; nil if there are none.
 type stored struct {
 	data []byte
 	raw  bool
@@ -116,12 +118,12 @@ func (r *packRepair) read(ctx context.Context) (b brokenPack, err error) {
 	if err != nil {
 		return b, err
 	}
-	if b.table, err = DecodePack(b.object, r.Owner, r.Pack); err == nil && b.table.BlockSize == r.BlockSize {
+	if b.table, err = DecodePack(b.object, r.Owner, r.Pack, r.Key); err == nil && b.table.BlockSize == r.BlockSize {
 		b.sound = true
 		return b, nil
 	}
 	// One whose end is cut off or too long has a table that is right.
-	b.table, _, err = DecodeSlotTable(b.object)
+	b.table, _, err = DecodeSlotTable(b.object, r.Key)
 	if err != nil || b.table == nil || b.table.check(r.Owner, r.Pack) != nil || b.table.BlockSize != r.BlockSize {
 		b.table = nil
 	}
@@ -191,10 +193,10 @@ func (r *packRepair) there(b brokenPack, need NeededSlot) (at stored, sound, ok 
 	if r.isDead(b, need) {
 		return stored{}, false, false
 	}
-	places := []place{{need.Offset, need.Length, need.Raw}}
+	places := []place{{need.Offset, need.Length + uint32(r.Key.Overhead()), need.Raw}}
 	if b.table != nil {
 		slot := b.table.Slots[need.Slot]
-		places = append(places, place{slot.Offset, slot.Length, slot.Raw})
+		places = append(places, place{slot.Offset, uint32(b.table.storedLen(slot)), slot.Raw})
 	}
 	block := make([]byte, r.BlockSize)
 	for _, p := range places {
@@ -202,7 +204,7 @@ func (r *packRepair) there(b brokenPack, need NeededSlot) (at stored, sound, ok 
 			continue
 		}
 		data := b.object[p.off:p.end()]
-		if Decompress(block, data, p.raw) == nil && manifest.Sum(block) == need.Hash {
+		if DecodeSlot(block, data, p.raw, r.Key, r.Owner, r.Pack, need.Slot) == nil && manifest.Sum(block) == need.Hash {
 			return stored{data, p.raw}, b.table == nil || b.table.Slots[need.Slot].Checksum == manifest.Checksum(data), true
 		}
 	}
@@ -218,6 +220,7 @@ func (r *packRepair) recover(need NeededSlot) (stored, bool) {
 	at := stored{}
 	if r.Find(need, block) && manifest.Sum(block) == need.Hash {
 		at.data, at.raw = r.compressor.Compress(nil, block)
+		at.data = r.Key.Seal(nil, slotName(r.Owner, r.Pack, need.Slot), at.data)
 	}
 	r.found[need.Slot] = at
 	return at, at.data != nil
@@ -225,7 +228,7 @@ func (r *packRepair) recover(need NeededSlot) (stored, bool) {
 
 // assemble makes the pack anew.
 func (r *packRepair) assemble(b brokenPack, slots map[uint16]stored) ([]byte, error) {
-	t := &SlotTable{Owner: r.Owner, Pack: r.Pack, BlockSize: r.BlockSize}
+	t := &SlotTable{Owner: r.Owner, Pack: r.Pack, BlockSize: r.BlockSize, Key: r.Key}
 	if b.table != nil {
 		t.Slots = slices.Clone(b.table.Slots)
 	} else {
@@ -238,7 +241,7 @@ func (r *packRepair) assemble(b brokenPack, slots map[uint16]stored) ([]byte, er
 		// bytes are cut off they are lost, as their checksum says, and not dead:
 		// that is for reclaim to decide.
 		slot := &t.Slots[i]
-		data[i] = make([]byte, slot.Length)
+		data[i] = make([]byte, t.storedLen(*slot))
 		if int64(slot.Offset) < int64(len(b.object)) {
 			copy(data[i], b.object[slot.Offset:])
 		}
@@ -257,7 +260,7 @@ func (r *packRepair) assemble(b brokenPack, slots map[uint16]stored) ([]byte, er
 			data[need.Slot] = r.placeholder(b, need, old)
 			slot.Checksum = ^manifest.Checksum(data[need.Slot])
 		}
-		slot.Length = uint32(len(data[need.Slot]))
+		slot.Length = uint32(len(data[need.Slot]) - r.Key.Overhead())
 	}
 	t.layOut()
 	if err := t.validate(); err != nil {
@@ -274,13 +277,14 @@ func (r *packRepair) assemble(b brokenPack, slots map[uint16]stored) ([]byte, er
 // placeholder returns bytes for a slot that is lost: those that are there, for
 // whoever can make sense of them, or zeros.
 func (r *packRepair) placeholder(b brokenPack, need NeededSlot, old []byte) []byte {
-	if len(old) == int(need.Length) {
+	n := int64(need.Length) + int64(r.Key.Overhead())
+	if int64(len(old)) == n {
 		return old
 	}
-	if end := int64(need.Offset) + int64(need.Length); end <= int64(len(b.object)) {
+	if end := int64(need.Offset) + n; end <= int64(len(b.object)) {
 		return b.object[need.Offset:end]
 	}
-	return make([]byte, need.Length)
+	return make([]byte, n)
 }
 
 // numberBlocks sets the blocks of slots of which there is no table: those that

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -16,6 +17,7 @@ import (
 type brokenPack struct {
 	t      *testing.T
 	store  *blockstoretest.Faulty
+	data   *crypt.Key // that it is sealed under; nil: it is not
 	owner  manifest.SnapshotID
 	key    string
 	good   []byte
@@ -23,13 +25,13 @@ type brokenPack struct {
 	blocks map[manifest.Hash][]byte
 }
 
-func newBrokenPack(t *testing.T) *brokenPack {
+func newBrokenPack(t *testing.T, data *crypt.Key) *brokenPack {
 	p := &brokenPack{
-		t: t, store: blockstoretest.NewFaulty(blockstore.NewMem()), owner: manifest.SnapshotID{Lineage: 1, Serial: 2},
+		t: t, store: blockstoretest.NewFaulty(blockstore.NewMem()), data: data, owner: manifest.SnapshotID{Lineage: 1, Serial: 2},
 		blocks: make(map[manifest.Hash][]byte),
 	}
 	p.key = manifest.PackKey(p.owner, 3)
-	builder := blockstore.NewPackBuilder(p.owner, 3, manifest.MinBlockSize)
+	builder := blockstore.NewPackBuilder(p.owner, 3, manifest.MinBlockSize, data)
 	var compressor blockstore.Compressor
 	for i := range 6 {
 		block := bytes.Repeat(fmt.Appendf(nil, "%16d", i), manifest.MinBlockSize/16)
@@ -61,9 +63,12 @@ func (p *brokenPack) get() []byte {
 	return data
 }
 
+// isGood reports whether the pack is as it was.
+func (p *brokenPack) isGood() bool { return samePack(p.get(), p.good, p.owner, 3, p.data) }
+
 func (p *brokenPack) repair(change func(*blockstore.PackRepair)) (blockstore.RepairedPack, error) {
 	r := blockstore.PackRepair{
-		Owner: p.owner, Pack: 3, BlockSize: manifest.MinBlockSize, Needed: p.needed, Create: true,
+		Owner: p.owner, Pack: 3, Key: p.data, BlockSize: manifest.MinBlockSize, Needed: p.needed, Create: true,
 		Find: func(slot blockstore.NeededSlot, dst []byte) bool { return copy(dst, p.blocks[slot.Hash]) > 0 },
 	}
 	if change != nil {
@@ -74,14 +79,16 @@ func (p *brokenPack) repair(change func(*blockstore.PackRepair)) (blockstore.Rep
 
 // Wherever a pack is damaged, or cut off, a repair from copies makes it what it
 // was.
-func TestRepairedPackIsAsItWas(t *testing.T) {
-	p := newBrokenPack(t)
+func TestRepairedPackIsAsItWas(t *testing.T) { plainAndSealed(t, testRepairedPackIsAsItWas) }
+
+func testRepairedPackIsAsItWas(t *testing.T, key *crypt.Key) {
+	p := newBrokenPack(t, key)
 	check := func(what string) {
 		t.Helper()
 		if _, err := p.repair(nil); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		if !bytes.Equal(p.get(), p.good) {
+		if !p.isGood() {
 			t.Fatalf("%s: it is not as it was", what)
 		}
 	}
@@ -106,7 +113,11 @@ func TestRepairedPackIsAsItWas(t *testing.T) {
 // A pack that is gone is not made unless that is asked for, nor one whose table
 // is lost if more may be needed than is known.
 func TestRepairRefusesWhatItMustNotWrite(t *testing.T) {
-	p := newBrokenPack(t)
+	plainAndSealed(t, testRepairRefusesWhatItMustNotWrite)
+}
+
+func testRepairRefusesWhatItMustNotWrite(t *testing.T, key *crypt.Key) {
+	p := newBrokenPack(t, key)
 	if _, err := p.repair(func(r *blockstore.PackRepair) { r.Create = false }); !errors.Is(err, blockstore.ErrNoCreate) {
 		t.Errorf("missing: %v", err)
 	}
@@ -125,7 +136,11 @@ func TestRepairRefusesWhatItMustNotWrite(t *testing.T) {
 
 // What cannot be recovered now can be later; and nobody takes it for sound.
 func TestLostSlotsCanBeRepairedLater(t *testing.T) {
-	p := newBrokenPack(t)
+	plainAndSealed(t, testLostSlotsCanBeRepairedLater)
+}
+
+func testLostSlotsCanBeRepairedLater(t *testing.T, key *crypt.Key) {
+	p := newBrokenPack(t, key)
 	lost := p.needed[2].Hash
 	block := p.blocks[lost]
 	delete(p.blocks, lost)
@@ -134,25 +149,27 @@ func TestLostSlotsCanBeRepairedLater(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	live := func(slot uint16) bool { return slot != 5 }
-	if _, err := blockstore.RewritePack(t.Context(), p.store, p.owner, 3, live); !errors.Is(err, blockstore.ErrCorrupt) {
+	if _, err := blockstore.RewritePack(t.Context(), p.store, p.owner, 3, key, live); !errors.Is(err, blockstore.ErrCorrupt) {
 		t.Errorf("rewrite: %v", err)
 	}
 	p.blocks[lost] = block
-	if r, err := p.repair(nil); err != nil || len(r.Repaired) != 1 || !bytes.Equal(p.get(), p.good) {
+	if r, err := p.repair(nil); err != nil || len(r.Repaired) != 1 || !p.isGood() {
 		t.Errorf("later: %+v, %v", r, err)
 	}
 }
 
 // If somebody rewrites the pack meanwhile, the repair goes on with that: slots
 // that died stay dead.
-func TestRepairBesideARewrite(t *testing.T) {
-	p := newBrokenPack(t)
+func TestRepairBesideARewrite(t *testing.T) { plainAndSealed(t, testRepairBesideARewrite) }
+
+func testRepairBesideARewrite(t *testing.T, key *crypt.Key) {
+	p := newBrokenPack(t, key)
 	bad := bytes.Clone(p.good)
 	bad[len(bad)-1] ^= 1 // slot 5
 	p.put(bad)
 	p.store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Times: 1}, blockstoretest.Fault{Before: func(ctx context.Context, _ blockstoretest.Call) {
 		live := func(slot uint16) bool { return slot < 3 }
-		if _, err := blockstore.RewritePack(ctx, p.store, p.owner, 3, live); err != nil {
+		if _, err := blockstore.RewritePack(ctx, p.store, p.owner, 3, key, live); err != nil {
 			t.Error(err)
 		}
 	}})
@@ -160,20 +177,22 @@ func TestRepairBesideARewrite(t *testing.T) {
 	if err != nil || r.Written {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	table, err := blockstore.DecodePack(p.get(), p.owner, 3)
+	table, err := blockstore.DecodePack(p.get(), p.owner, 3, key)
 	if err != nil || table.Slots[2].Dead || !table.Slots[3].Dead || !table.Slots[5].Dead {
 		t.Errorf("%+v, %v", table, err)
 	}
 }
 
 // Slots that nobody is known to need are kept: who knows better may come later.
-func TestRepairKillsNoSlot(t *testing.T) {
-	p := newBrokenPack(t)
+func TestRepairKillsNoSlot(t *testing.T) { plainAndSealed(t, testRepairKillsNoSlot) }
+
+func testRepairKillsNoSlot(t *testing.T, key *crypt.Key) {
+	p := newBrokenPack(t, key)
 	p.put(p.good[:len(p.good)-1000]) // the table and a part of the bytes
 	if r, err := p.repair(func(r *blockstore.PackRepair) { r.Needed, r.Partial = p.needed[:5], true }); err != nil || !r.Written {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if _, err := p.repair(nil); err != nil || !bytes.Equal(p.get(), p.good) {
+	if _, err := p.repair(nil); err != nil || !p.isGood() {
 		t.Errorf("it is not as it was: %v", err)
 	}
 }

@@ -143,10 +143,11 @@ func (s *retryStore) Delete(ctx context.Context, keys ...string) error {
 // List goes on behind the last key it gave to fn, so that fn sees each key once
 // and a long listing outlasts any number of failures that it outpaces.
 func (s *retryStore) List(ctx context.Context, prefix string, fn func(Info) error) error {
-	var (
-		last  string
-		fnErr error // ends the listing, whatever it wraps
-	)
+	return s.listAfter(ctx, prefix, "", fn)
+}
+
+func (s *retryStore) listAfter(ctx context.Context, prefix, last string, fn func(Info) error) error {
+	var fnErr error // ends the listing, whatever it wraps
 	err := s.do(ctx, func() (bool, error) {
 		progress := false
 		err := listAfter(ctx, s.store, prefix, last, func(info Info) error {
@@ -173,6 +174,12 @@ var errStopped = errors.New("listing stopped")
 type resumer interface {
 	// listAfter is List without the keys up to and including after.
 	listAfter(ctx context.Context, prefix, after string, fn func(Info) error) error
+}
+
+// ListAfter is [Store.List] without the keys up to and including after. It asks s
+// to begin there if it can.
+func ListAfter(ctx context.Context, s Store, prefix, after string, fn func(Info) error) error {
+	return listAfter(ctx, s, prefix, after, fn)
 }
 
 // listAfter lists the keys behind after, passing over the others on stores

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -18,21 +19,21 @@ import (
 // gone to begin with. The bytes of live slots are checked before they are
 // written back: ErrCorrupt says that the pack is damaged, and it is left
 // alone. Calls for one pack may run concurrently, on any number of hosts.
-func RewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, live func(slot uint16) bool) (freed int64, err error) {
-	freed, err = rewritePack(ctx, s, owner, pack, live)
+func RewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key, live func(slot uint16) bool) (freed int64, err error) {
+	freed, err = rewritePack(ctx, s, owner, pack, key, live)
 	if err != nil {
 		return 0, fmt.Errorf("rewrite pack %d of %s: %w", pack, owner, err)
 	}
 	return freed, nil
 }
 
-func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, live func(slot uint16) bool) (freed int64, err error) {
-	key := manifest.PackKey(owner, pack)
-	object, etag, err := s.Get(ctx, key, MaxPackSize)
+func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key, live func(slot uint16) bool) (freed int64, err error) {
+	name := manifest.PackKey(owner, pack)
+	object, etag, err := s.Get(ctx, name, MaxPackSize)
 	if err != nil {
 		return 0, err
 	}
-	table, err := DecodePack(object, owner, pack)
+	table, err := DecodePack(object, owner, pack, key)
 	if err != nil {
 		return 0, err
 	}
@@ -42,7 +43,7 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 	}
 	// Without the condition this could bring back a pack that was deleted
 	// meanwhile, or slots that another rewrite removed.
-	if _, err := s.Put(ctx, key, rewritten, IfMatch(etag)); err != nil {
+	if _, err := s.Put(ctx, name, rewritten, IfMatch(etag)); err != nil {
 		return 0, err
 	}
 	return int64(len(object) - len(rewritten)), nil
@@ -52,8 +53,8 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 // and checks that it is that of the pack asked for and that the object ends with
 // its last slot. The bytes of the slots it does not check. Its error wraps
 // ErrCorrupt or [manifest.ErrVersion].
-func DecodePack(object []byte, owner manifest.SnapshotID, pack uint32) (*SlotTable, error) {
-	table, need, err := DecodeSlotTable(object)
+func DecodePack(object []byte, owner manifest.SnapshotID, pack uint32, key *crypt.Key) (*SlotTable, error) {
+	table, need, err := DecodeSlotTable(object, key)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ func DecodePack(object []byte, owner manifest.SnapshotID, pack uint32) (*SlotTab
 // withoutDead returns the pack with those slots dead that are not live, or nil
 // if it is that pack already.
 func withoutDead(object []byte, table *SlotTable, live func(slot uint16) bool) ([]byte, error) {
-	rewritten := &SlotTable{Owner: table.Owner, Pack: table.Pack, BlockSize: table.BlockSize, Slots: make([]Slot, len(table.Slots))}
+	rewritten := &SlotTable{Owner: table.Owner, Pack: table.Pack, BlockSize: table.BlockSize, Key: table.Key, Slots: make([]Slot, len(table.Slots))}
 	var died bool
 	for i, slot := range table.Slots {
 		if !slot.Dead && !live(uint16(i)) {
@@ -91,7 +92,7 @@ func withoutDead(object []byte, table *SlotTable, live func(slot uint16) bool) (
 		if slot.Dead {
 			continue
 		}
-		stored := object[table.Slots[i].Offset:][:slot.Length]
+		stored := object[table.Slots[i].Offset:][:table.storedLen(slot)]
 		if sum := manifest.Checksum(stored); sum != slot.Checksum {
 			return nil, packCorrupt("slot %d: checksum is %08x, not %08x", i, sum, slot.Checksum)
 		}

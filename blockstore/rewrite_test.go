@@ -12,11 +12,16 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
+	"github.com/lazyvol/lazyvol/crypt"
 )
 
 func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
+	plainAndSealed(t, testRewriteKeepsLiveSlotsAndFreesTheOthers)
+}
+
+func testRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T, key *crypt.Key) {
 	const n = 12
-	pack := newTestPack(t, blockstore.NewMem(), 1, n)
+	pack := newTestPack(t, blockstore.NewMem(), key, 1, n)
 	rapid.Check(t, func(t *rapid.T) {
 		store := blockstoretest.NewFaulty(blockstore.NewMem())
 		p := pack.in(t, store)
@@ -26,13 +31,13 @@ func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
 			var want int64
 			for _, slot := range now {
 				if !dead[slot] {
-					want += int64(p.refs[slot].Length)
+					want += int64(p.refs[slot].Length) + int64(key.Overhead())
 				}
 				dead[slot] = true
 			}
 			store.Reset()
 			before := len(p.get(t))
-			freed, err := blockstore.RewritePack(context.Background(), store, packOwner, 1, func(slot uint16) bool { return !slices.Contains(now, slot) })
+			freed, err := blockstore.RewritePack(context.Background(), store, packOwner, 1, key, func(slot uint16) bool { return !slices.Contains(now, slot) })
 			if err != nil || freed != want || int64(before-len(p.get(t))) != want {
 				t.Fatalf("freed %d of %d bytes, %v", freed, want, err)
 			}
@@ -40,7 +45,7 @@ func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
 				t.Fatalf("nothing to free, and yet %d writes", puts)
 			}
 		}
-		table, err := blockstore.ReadSlotTable(context.Background(), store, packOwner, 1)
+		table, err := blockstore.ReadSlotTable(context.Background(), store, packOwner, 1, key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +58,7 @@ func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
 				t.Fatalf("slot %d is %+v", i, slot)
 			}
 			ref := p.refs[i]
-			if !slot.Dead && !bytes.Equal(object[slot.Offset:][:slot.Length], p.object[ref.Offset:][:ref.Length]) {
+			if !slot.Dead && !bytes.Equal(object[slot.Offset:][:table.StoredLen(i)], p.object[ref.Offset:][:table.StoredLen(i)]) {
 				t.Fatalf("the bytes of slot %d changed", i)
 			}
 		}
@@ -63,6 +68,10 @@ func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
 // TestRewriteNeverUndoesWhatHappenedMeanwhile lets something happen to the pack
 // between the read and the write of a rewrite.
 func TestRewriteNeverUndoesWhatHappenedMeanwhile(t *testing.T) {
+	plainAndSealed(t, testRewriteNeverUndoesWhatHappenedMeanwhile)
+}
+
+func testRewriteNeverUndoesWhatHappenedMeanwhile(t *testing.T, key *crypt.Key) {
 	for name, meanwhile := range map[string]func(*testing.T, *testPack){
 		"deleted": func(t *testing.T, p *testPack) {
 			if err := p.store.Delete(t.Context(), p.key); err != nil {
@@ -77,7 +86,7 @@ func TestRewriteNeverUndoesWhatHappenedMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			mem := blockstore.NewMem()
-			p := newTestPack(t, mem, 1, 10)
+			p := newTestPack(t, mem, key, 1, 10)
 			store := blockstoretest.NewFaulty(mem)
 			store.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut}, blockstoretest.Fault{
 				Before: func(context.Context, blockstoretest.Call) { meanwhile(t, p) },
@@ -87,7 +96,7 @@ func TestRewriteNeverUndoesWhatHappenedMeanwhile(t *testing.T) {
 			if err := late.rewrite(0, 1); !errors.Is(err, blockstore.ErrChanged) {
 				t.Errorf("rewrote: %v", err)
 			}
-			table, err := blockstore.ReadSlotTable(t.Context(), mem, packOwner, 1)
+			table, err := blockstore.ReadSlotTable(t.Context(), mem, packOwner, 1, key)
 			if name == "deleted" {
 				if !errors.Is(err, blockstore.ErrNotExist) {
 					t.Errorf("a deleted pack came back: %v, %v", table, err)
@@ -110,7 +119,11 @@ func (s etagless) Get(ctx context.Context, key string, limit int64) ([]byte, str
 }
 
 func TestRewriteIsNeverUnconditional(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 3)
+	plainAndSealed(t, testRewriteIsNeverUnconditional)
+}
+
+func testRewriteIsNeverUnconditional(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 3)
 	p.store = etagless{p.store}
 	if err := p.rewrite(0); err == nil {
 		t.Error("rewrote without an ETag")
@@ -121,7 +134,11 @@ func TestRewriteIsNeverUnconditional(t *testing.T) {
 }
 
 func TestRewriteOfAMissingPackIsNotExist(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 3)
+	plainAndSealed(t, testRewriteOfAMissingPackIsNotExist)
+}
+
+func testRewriteOfAMissingPackIsNotExist(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 3)
 	if err := p.store.Delete(t.Context(), p.key); err != nil {
 		t.Fatal(err)
 	}
@@ -132,9 +149,11 @@ func TestRewriteOfAMissingPackIsNotExist(t *testing.T) {
 
 // TestDamagedPackIsNotRewritten damages the pack, or what is read of it, in
 // every place that matters.
-func TestDamagedPackIsNotRewritten(t *testing.T) {
-	p := newTestPack(t, blockstore.NewMem(), 1, 10)
-	other := newTestPack(t, p.store, 2, 10)
+func TestDamagedPackIsNotRewritten(t *testing.T) { plainAndSealed(t, testDamagedPackIsNotRewritten) }
+
+func testDamagedPackIsNotRewritten(t *testing.T, key *crypt.Key) {
+	p := newTestPack(t, blockstore.NewMem(), key, 1, 10)
+	other := newTestPack(t, p.store, key, 2, 10)
 	damaged := map[string][]byte{
 		"empty":           {},
 		"header only":     p.object[:32],
@@ -170,12 +189,15 @@ func TestDamagedPackIsNotRewritten(t *testing.T) {
 
 // TestRewriteFailsWithoutATrace fails each call of a rewrite in each way: what
 // is stored then is the old pack or the new one, and rewriting again ends well.
-func TestRewriteFailsWithoutATrace(t *testing.T) {
-	want := newTestPack(t, blockstore.NewMem(), 1, 10)
+func TestRewriteFailsWithoutATrace(t *testing.T) { plainAndSealed(t, testRewriteFailsWithoutATrace) }
+
+func testRewriteFailsWithoutATrace(t *testing.T, key *crypt.Key) {
+	want := newTestPack(t, blockstore.NewMem(), key, 1, 10)
 	if err := want.rewrite(0, 5); err != nil {
 		t.Fatal(err)
 	}
 	rewritten := want.get(t)
+	is := func(a, b []byte) bool { return samePack(a, b, packOwner, 1, key) }
 	faults := map[string]blockstoretest.Fault{
 		"fails":      {Err: blockstore.ErrUnavailable},
 		"loses":      {LoseReply: true},
@@ -185,16 +207,16 @@ func TestRewriteFailsWithoutATrace(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(faults)) {
 		for n := range 2 {
 			store := blockstoretest.NewFaulty(blockstore.NewMem())
-			p := newTestPack(t, store, 1, 10)
+			p := newTestPack(t, store, key, 1, 10)
 			store.Reset()
 			store.Inject(blockstoretest.Rule{Match: func(c blockstoretest.Call) bool { return c.Keys[0] == p.key }, Skip: n, Times: 1}, faults[name])
 			err := p.rewrite(0, 5)
 			store.Heal()
 			got := p.get(t)
-			if !bytes.Equal(got, rewritten) && (err == nil || !bytes.Equal(got, p.object)) {
+			if !is(got, rewritten) && (err == nil || !bytes.Equal(got, p.object)) {
 				t.Errorf("call %d %s: %v, and the pack is neither the old nor the new one", n, name, err)
 			}
-			if err := p.rewrite(0, 5); err != nil || !bytes.Equal(p.get(t), rewritten) {
+			if err := p.rewrite(0, 5); err != nil || !is(p.get(t), rewritten) {
 				t.Errorf("call %d %s: rewriting again: %v", n, name, err)
 			}
 		}

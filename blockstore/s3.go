@@ -52,7 +52,7 @@ func (s *s3Store) request(ctx context.Context, n int64) (context.Context, contex
 
 func (s *s3Store) Get(ctx context.Context, key string, limit int64) ([]byte, string, error) {
 	data, etag, err := s.get(ctx, key, min(limit, MaxObjectSize))
-	return data, etag, opError("get", s, key, s3Error(ctx, err, Condition{}))
+	return data, etag, s.lookDenied(ctx, key, opError("get", s, key, s3Error(ctx, err, Condition{})))
 }
 
 func (s *s3Store) get(ctx context.Context, key string, limit int64) ([]byte, string, error) {
@@ -281,6 +281,9 @@ func (s *s3Store) listPage(ctx context.Context, input *s3.ListObjectsV2Input) (*
 		info := Info{Key: name[len(s.prefix):], Size: aws.ToInt64(object.Size), ETag: unquote(object.ETag)}
 		if CheckKey(info.Key) != nil {
 			continue // not ours: the prefix as a "folder", for instance
+		}
+		if known {
+			info.Listed = now
 		}
 		if known && object.LastModified != nil {
 			info.Age = max(0, now.Sub(*object.LastModified))

@@ -432,8 +432,8 @@ func TestS3ListingIsCheckedAndAgedByTheServersClock(t *testing.T) {
 				entry("p/a b", 0) + entry("p/b", -time.Minute),
 			},
 			want: []blockstore.Info{
-				{Key: "a", Size: 7, ETag: "tag-p/a", Age: time.Minute},
-				{Key: "b", Size: 7, ETag: "tag-p/b"},
+				{Key: "a", Size: 7, ETag: "tag-p/a", Age: time.Minute, Listed: now},
+				{Key: "b", Size: 7, ETag: "tag-p/b", Listed: now},
 			},
 		},
 		"NotAscending":     {pages: []string{entry("p/b", 0) + entry("p/a", 0)}, fails: true},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -14,8 +15,8 @@ const (
 	slotLen       = 24
 
 	// MaxSlotTableLen bounds the slot table that a pack begins with, header
-	// and checksum included, in bytes.
-	MaxSlotTableLen = packHeaderLen + MaxPackSlots*slotLen + manifest.ChecksumLen
+	// and checksum included, in bytes; a sealed one is the longest.
+	MaxSlotTableLen = packHeaderLen + MaxPackSlots*slotLen + crypt.Overhead + manifest.ChecksumLen
 
 	slotRaw  = 1 << 0
 	slotDead = 1 << 1
@@ -24,7 +25,7 @@ const (
 // A Slot is one block of a pack.
 type Slot struct {
 	Block          int64  // the block's number in the device
-	Offset, Length uint32 // where in the pack object its stored bytes lie
+	Offset, Length uint32 // where in the pack object its stored bytes lie; sealed, they are longer by [crypt.Overhead]
 	Checksum       uint32 // CRC32C of the stored bytes
 	Raw            bool   // stored as it is, not compressed
 
@@ -41,6 +42,9 @@ type SlotTable struct {
 	Pack      uint32
 	BlockSize int    // in bytes
 	Slots     []Slot // ascending by block; live ones lie one after the other
+
+	// Key seals the slots and the table; nil seals nothing.
+	Key *crypt.Key
 }
 
 func packFormat() manifest.ObjectFormat {
@@ -49,15 +53,36 @@ func packFormat() manifest.ObjectFormat {
 
 // encodedLen is the length of the encoded table: where the first live slot's
 // bytes begin.
-func (t *SlotTable) encodedLen() int { return slotTableLen(len(t.Slots)) }
+func (t *SlotTable) encodedLen() int { return slotTableLen(len(t.Slots), t.Key) }
 
-func slotTableLen(slots int) int { return packHeaderLen + slots*slotLen + manifest.ChecksumLen }
+func slotTableLen(slots int, key *crypt.Key) int {
+	return packHeaderLen + slots*slotLen + key.Overhead() + manifest.ChecksumLen
+}
+
+// storedLen is how many bytes of the pack a slot takes.
+func (t *SlotTable) storedLen(s Slot) int64 {
+	if s.Dead {
+		return 0
+	}
+	return int64(s.Length) + int64(t.Key.Overhead())
+}
+
+// StoredLen is how many bytes of the pack a slot takes, sealed if it is.
+func (t *SlotTable) StoredLen(slot int) uint32 { return uint32(t.storedLen(t.Slots[slot])) }
+
+// slotName is what a sealed slot is bound to.
+func slotName(owner manifest.SnapshotID, pack uint32, slot uint16) []byte {
+	return fmt.Appendf(nil, "slot %d of %s", slot, packID{owner, pack})
+}
+
+// tableName is what a sealed table is bound to: all of the header, which is in clear.
+func tableName(header []byte) []byte { return append([]byte("slot table "), header...) }
 
 // PackLen is the length of the whole pack object, in bytes.
 func (t *SlotTable) PackLen() int64 {
 	n := int64(t.encodedLen())
 	for _, slot := range t.Slots {
-		n += int64(slot.Length)
+		n += t.storedLen(slot)
 	}
 	return n
 }
@@ -68,7 +93,7 @@ func (t *SlotTable) layOut() {
 	for i := range t.Slots {
 		if slot := &t.Slots[i]; !slot.Dead {
 			slot.Offset = offset
-			offset += slot.Length
+			offset += uint32(t.storedLen(*slot))
 		}
 	}
 }
@@ -79,12 +104,23 @@ func (t *SlotTable) encodeTo(b []byte) {
 	if err := t.validate(); err != nil {
 		panic(fmt.Sprintf("blockstore: encode: %v", err))
 	}
-	b = packFormat().AppendHeader(b[:0])
+	if t.Key == nil {
+		b = packFormat().AppendHeader(b[:0])
+	} else {
+		b = packFormat().AppendSealedHeader(b[:0])
+	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(t.Owner.Lineage))
 	b = binary.LittleEndian.AppendUint64(b, t.Owner.Serial)
 	b = binary.LittleEndian.AppendUint32(b, t.Pack)
 	b = binary.LittleEndian.AppendUint32(b, uint32(t.BlockSize))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(t.Slots)))
+	slots := t.encodeSlots()
+	b = t.Key.Seal(b, tableName(b), slots)
+	packFormat().AppendChecksum(b)
+}
+
+func (t *SlotTable) encodeSlots() []byte {
+	b := make([]byte, 0, len(t.Slots)*slotLen)
 	for _, slot := range t.Slots {
 		var flags uint32
 		if slot.Raw {
@@ -99,21 +135,21 @@ func (t *SlotTable) encodeTo(b []byte) {
 		b = binary.LittleEndian.AppendUint32(b, slot.Checksum)
 		b = binary.LittleEndian.AppendUint32(b, flags)
 	}
-	packFormat().AppendChecksum(b)
+	return b
 }
 
 // DecodeSlotTable decodes and validates the slot table that a pack begins
 // with, from a prefix of the pack; need is the length of the table. If the
 // prefix is too short to tell, or shorter than the table, the table is nil and
 // need how long a prefix to try next: at most [MaxSlotTableLen]. It keeps
-// nothing of prefix and allocates no more than twice that. Its error wraps
+// nothing of prefix and allocates no more than thrice that. Its error wraps
 // ErrCorrupt or [manifest.ErrVersion].
-func DecodeSlotTable(prefix []byte) (table *SlotTable, need int, err error) {
+func DecodeSlotTable(prefix []byte, key *crypt.Key) (table *SlotTable, need int, err error) {
 	if len(prefix) < packHeaderLen {
 		return nil, packHeaderLen, nil
 	}
 	format := packFormat()
-	if err := format.CheckHeader(prefix); errors.Is(err, manifest.ErrVersion) {
+	if err := format.CheckSealed(prefix, key != nil); errors.Is(err, manifest.ErrVersion) {
 		return nil, 0, err
 	} else if err != nil {
 		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -122,7 +158,7 @@ func DecodeSlotTable(prefix []byte) (table *SlotTable, need int, err error) {
 	if slots < 1 || slots > MaxPackSlots {
 		return nil, 0, packCorrupt("%d slots", slots)
 	}
-	need = slotTableLen(int(slots))
+	need = slotTableLen(int(slots), key)
 	if len(prefix) < need {
 		return nil, need, nil
 	}
@@ -131,6 +167,10 @@ func DecodeSlotTable(prefix []byte) (table *SlotTable, need int, err error) {
 		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	header := body[manifest.ObjectHeaderLen:]
+	entries, err := key.Open(nil, tableName(body[:packHeaderLen]), body[packHeaderLen:])
+	if err != nil {
+		return nil, 0, packCorrupt("slot table: %v", err)
+	}
 	table = &SlotTable{
 		Owner: manifest.SnapshotID{
 			Lineage: manifest.LineageID(binary.LittleEndian.Uint32(header[0:])),
@@ -140,9 +180,10 @@ func DecodeSlotTable(prefix []byte) (table *SlotTable, need int, err error) {
 		// Cut to an int on any machine, and then no valid size.
 		BlockSize: int(min(binary.LittleEndian.Uint32(header[16:]), manifest.MaxBlockSize+1)),
 		Slots:     make([]Slot, slots),
+		Key:       key,
 	}
 	for i := range table.Slots {
-		b := body[packHeaderLen+i*slotLen:][:slotLen]
+		b := entries[i*slotLen:][:slotLen]
 		flags := binary.LittleEndian.Uint32(b[20:])
 		if flags&^(slotRaw|slotDead) != 0 {
 			return nil, 0, packCorrupt("slot %d: unknown flags %#08x", i, flags)
@@ -184,7 +225,7 @@ func (t *SlotTable) validate() error {
 		if uint64(slot.Offset) != offset {
 			return packCorrupt("slot %d: offset is %d, not %d", i, slot.Offset, offset)
 		}
-		offset += uint64(slot.Length)
+		offset += uint64(t.storedLen(slot))
 	}
 	if offset > MaxPackSize {
 		return packCorrupt("%d bytes are more than %d", offset, MaxPackSize)
@@ -225,8 +266,8 @@ func packCorrupt(format string, args ...any) error {
 // ReadSlotTable reads the slot table of a pack, in two requests. Its error
 // wraps ErrNotExist if the pack is gone, ErrCorrupt or [manifest.ErrVersion] if
 // it does not begin with its table, or else is the store's.
-func ReadSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32) (*SlotTable, error) {
-	table, err := readSlotTable(ctx, s, owner, pack)
+func ReadSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key) (*SlotTable, error) {
+	table, err := readSlotTable(ctx, s, owner, pack, key)
 	if errors.Is(err, ErrShort) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -236,13 +277,13 @@ func ReadSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack
 	return table, nil
 }
 
-func readSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32) (*SlotTable, error) {
-	key := manifest.PackKey(owner, pack)
+func readSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key) (*SlotTable, error) {
+	name := manifest.PackKey(owner, pack)
 	var prefix []byte
 	// A rewrite in between does no harm: it keeps the number of slots, and
 	// the second request reads all of the table.
 	for {
-		table, need, err := DecodeSlotTable(prefix)
+		table, need, err := DecodeSlotTable(prefix, key)
 		if err != nil {
 			return nil, err
 		}
@@ -253,7 +294,7 @@ func readSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack
 			return nil, packCorrupt("table of %d bytes does not fit in %d", need, len(prefix))
 		}
 		prefix = make([]byte, need)
-		if err := s.ReadRange(ctx, key, 0, prefix); err != nil {
+		if err := s.ReadRange(ctx, name, 0, prefix); err != nil {
 			return nil, err
 		}
 	}

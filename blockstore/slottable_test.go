@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -48,7 +49,7 @@ func patched(table []byte, off int, with ...byte) []byte {
 func TestSlotTableDecodesToWhatWasEncoded(t *testing.T) {
 	want := someTable()
 	encoded := want.encode()
-	got, need, err := DecodeSlotTable(append(slices.Clone(encoded), "the data of the pack"...))
+	got, need, err := DecodeSlotTable(append(slices.Clone(encoded), "the data of the pack"...), nil)
 	if err != nil || need != len(encoded) {
 		t.Fatalf("need %d of %d, %v", need, len(encoded), err)
 	}
@@ -60,10 +61,44 @@ func TestSlotTableDecodesToWhatWasEncoded(t *testing.T) {
 	}
 }
 
+// sealedTable is someTable, sealed.
+func sealedTable(t testing.TB) *SlotTable {
+	t.Helper()
+	key, err := crypt.NewKey(bytes.Repeat([]byte{1}, crypt.KeyLen))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := someTable()
+	table.Key = key
+	table.layOut()
+	return table
+}
+
+func TestSealedSlotTableDecodesToWhatWasEncoded(t *testing.T) {
+	want := sealedTable(t)
+	encoded := want.encode()
+	got, need, err := DecodeSlotTable(encoded, want.Key)
+	if err != nil || need != len(encoded) {
+		t.Fatalf("need %d of %d, %v", need, len(encoded), err)
+	}
+	if got.Owner != want.Owner || got.Pack != want.Pack || got.BlockSize != want.BlockSize || !slices.Equal(got.Slots, want.Slots) || got.Key != want.Key {
+		t.Errorf("%+v, not %+v", got, want)
+	}
+	if n := got.PackLen(); n != int64(len(encoded))+1000+manifest.MinBlockSize+2*crypt.Overhead {
+		t.Errorf("pack is %d bytes long", n)
+	}
+	for n := range encoded {
+		table, need, err := DecodeSlotTable(encoded[:n], want.Key)
+		if table != nil || err != nil || need <= n || need > len(encoded) {
+			t.Fatalf("%d of %d bytes: %v, need %d, %v", n, len(encoded), table, need, err)
+		}
+	}
+}
+
 func TestPrefixTooShortForATableTellsHowMuchItNeeds(t *testing.T) {
 	encoded := someTable().encode()
 	for n := range encoded {
-		table, need, err := DecodeSlotTable(encoded[:n])
+		table, need, err := DecodeSlotTable(encoded[:n], nil)
 		if table != nil || err != nil || need <= n || need > len(encoded) {
 			t.Fatalf("%d of %d bytes: %v, need %d, %v", n, len(encoded), table, need, err)
 		}
@@ -102,7 +137,7 @@ func TestHostileSlotTableIsRefused(t *testing.T) {
 		"unknown flag":            patched(good, first+20, u32(4)...),
 		"checksum":                append(slices.Clone(good[:len(good)-1]), good[len(good)-1]^1),
 	} {
-		if table, _, err := DecodeSlotTable(bad); !errors.Is(err, ErrCorrupt) {
+		if table, _, err := DecodeSlotTable(bad, nil); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v, %v", name, table, err)
 		}
 	}
@@ -111,7 +146,7 @@ func TestHostileSlotTableIsRefused(t *testing.T) {
 		"sealed":    patched(good, 6, 1, 0),
 		"0x4000":    patched(good, 6, 0, 0x40),
 	} {
-		if _, _, err := DecodeSlotTable(bad); !errors.Is(err, manifest.ErrVersion) || !strings.Contains(err.Error(), want) {
+		if _, _, err := DecodeSlotTable(bad, nil); !errors.Is(err, manifest.ErrVersion) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
@@ -139,7 +174,7 @@ func FuzzDecodeSlotTable(f *testing.F) {
 	f.Add(someTable().encode())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		// As it is, and with a valid checksum, which a fuzzer does not find.
-		if _, need, _ := DecodeSlotTable(data); need > packHeaderLen && need <= len(data) {
+		if _, need, _ := DecodeSlotTable(data, nil); need > packHeaderLen && need <= len(data) {
 			checkSlotTable(t, packFormat().AppendChecksum(slices.Clone(data[:need-manifest.ChecksumLen])))
 		}
 		checkSlotTable(t, data)
@@ -151,7 +186,7 @@ func FuzzDecodeSlotTable(f *testing.F) {
 // decode to a table that encodes to the same bytes.
 func checkSlotTable(t *testing.T, data []byte) {
 	t.Helper()
-	table, need, err := DecodeSlotTable(data)
+	table, need, err := DecodeSlotTable(data, nil)
 	switch {
 	case err != nil:
 		if table != nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {

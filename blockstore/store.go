@@ -75,6 +75,10 @@ type Info struct {
 	// Age is how long ago the object was written by the store's own clock at
 	// the time of the listing, never negative, exact to about a second.
 	Age time.Duration
+
+	// Listed is when it was listed, by the store's own clock, exact to about a
+	// second; zero if the store does not tell.
+	Listed time.Time
 }
 
 // A Condition restricts a Put. The zero Condition does not.

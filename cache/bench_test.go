@@ -31,7 +31,8 @@ func BenchmarkState(b *testing.B) {
 		}
 	})
 	b.Run("NextBlock", func(b *testing.B) {
-		w := &WriteLayer{pages: m}
+		w := new(WriteLayer)
+		w.pages.Store(m)
 		for i := 0; b.Loop(); i++ {
 			w.NextBlock(at[i%len(at)]*page/manifest.DefaultBlockSize, manifest.DefaultBlockSize)
 		}
@@ -40,7 +41,7 @@ func BenchmarkState(b *testing.B) {
 
 func BenchmarkCleanRead(b *testing.B) {
 	g := manifest.Geometry{Size: 64 * mib, BlockSize: manifest.DefaultBlockSize}
-	c := openClean(b, vfs.OS(), b.TempDir(), g)
+	c := openClean(b, vfs.OS(), b.TempDir(), g, nil)
 	block := blockContent(0, g.BlockSize)
 	for i := range g.Blocks() {
 		must(b, c.WriteBlock(i, block))
@@ -70,7 +71,7 @@ func BenchmarkCleanRead(b *testing.B) {
 
 func BenchmarkCleanWriteBlock(b *testing.B) {
 	g := manifest.Geometry{Size: 64 * mib, BlockSize: manifest.DefaultBlockSize}
-	c := openClean(b, vfs.OS(), b.TempDir(), g)
+	c := openClean(b, vfs.OS(), b.TempDir(), g, nil)
 	block := blockContent(0, g.BlockSize)
 	b.SetBytes(int64(len(block)))
 	for i := int64(0); b.Loop(); i++ {
@@ -83,7 +84,7 @@ func BenchmarkWrite(b *testing.B) {
 	p := fill('a', page)
 	run := func(name string, write func(w *WriteLayer, i int64) error) {
 		b.Run(name, func(b *testing.B) {
-			w := newWriteLayerAt(b, filepath.Join(b.TempDir(), "w"), size)
+			w := newWriteLayerAt(b, filepath.Join(b.TempDir(), "w"), size, nil)
 			b.ReportAllocs()
 			for i := int64(0); b.Loop(); i++ {
 				must(b, write(w, i))
@@ -113,10 +114,10 @@ func BenchmarkWrite(b *testing.B) {
 }
 
 func BenchmarkDiscardOf16TiB(b *testing.B) {
-	w := newWriteLayerAt(b, filepath.Join(b.TempDir(), "w"), 16<<40-mib)
+	w := newWriteLayerAt(b, filepath.Join(b.TempDir(), "w"), 16<<40-mib, nil)
 	p := fill('a', page)
 	for i := int64(0); b.Loop(); i++ {
-		must(b, w.WriteAt(p, i*mib%w.size))
-		must(b, w.Zero(0, w.size))
+		must(b, w.WriteAt(p, i*mib%w.size()))
+		must(b, w.Zero(0, w.size()))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -24,6 +25,10 @@ import (
 // writes and no fsync, and any number of processes may share the folder, since
 // nothing about presence is kept in memory.
 //
+// A layer that is sealed has [crypt.Pages] in its data, and 32 bytes for each page in
+// its map: 1 if it is there (u32), nonce and tag. All else is the same. Without its key
+// nothing can be read or written, but what is there can be counted and evicted.
+//
 // What a match cannot tell is which of several contents a page has had is the right
 // one. In a base pages have one content only. In the clean layer of a volume a block
 // gets a new content with each snapshot that changes it, and after a power cut the
@@ -34,10 +39,14 @@ import (
 // All methods but Close are safe for concurrent use, in one process and among
 // several. Reads and writes of the same block at the same time may miss, never lie.
 type Clean struct {
-	g       manifest.Geometry
+	g       Geometry
+	pages   *crypt.Pages // nil: not sealed, or without its key
+	sealed  bool
+	markLen int64 // of a page's entry in the map, in bytes
 	data    vfs.File
 	marks   vfs.File
 	scratch sync.Pool // of *cleanScratch
+	blocks  sync.Pool // of *[]byte, BlockSize long, for sealing
 	used    usedBlocks
 
 	// changing keeps writing and evicting one block apart in this process: its
@@ -51,7 +60,8 @@ type Clean struct {
 
 const (
 	cleanHeaderLen = manifest.PageSize
-	markLen        = 4
+	plainMarkLen   = 4
+	sealedMarkLen  = plainMarkLen + crypt.PageSealLen
 
 	// batchPages bounds how many pages one read call of a file covers: 1 MiB, the
 	// largest request the kernel sends.
@@ -63,8 +73,9 @@ const (
 
 // cleanScratch is the working memory of one call.
 type cleanScratch struct {
-	marks [batchPages * markLen]byte
+	marks [batchPages * sealedMarkLen]byte
 	page  [manifest.PageSize]byte
+	crypt crypt.PageScratch
 }
 
 // ReadAt fills p with bytes at any offset if all pages it touches are there;
@@ -74,8 +85,8 @@ type cleanScratch struct {
 // A read of whole pages costs a read of their marks and one of their bytes per MiB,
 // and allocates nothing; a page read in part is read as a whole.
 func (c *Clean) ReadAt(p []byte, off int64) (hit bool, err error) {
-	if off < 0 || int64(len(p)) > c.g.Size-off {
-		return false, fmt.Errorf("clean layer: %d bytes at %d of a device of %d", len(p), off, c.g.Size)
+	if off < 0 || int64(len(p)) > c.g.Size()-off {
+		return false, fmt.Errorf("clean layer: %d bytes at %d of a device of %d", len(p), off, c.g.Size())
 	}
 	s := c.scratch.Get().(*cleanScratch)
 	defer c.scratch.Put(s)
@@ -103,6 +114,7 @@ var errMiss = errors.New("page is not in the layer")
 func (c *Clean) readBatch(s *cleanScratch, p []byte, off int64) error {
 	first := off / manifest.PageSize
 	end := off + int64(len(p))
+	markLen := c.markLen
 	marks := s.marks[:(ceilDiv(end, manifest.PageSize)-first)*markLen]
 	if err := c.readMarks(marks, first); err != nil {
 		return err
@@ -116,14 +128,14 @@ func (c *Clean) readBatch(s *cleanScratch, p []byte, off int64) error {
 		n := copy(p, page[skip:])
 		p, marks, first = p[n:], marks[markLen:], first+1
 	}
-	if last := first + int64(len(marks))/markLen - 1; len(p) > 0 && end < c.g.Size && end%manifest.PageSize != 0 {
-		page, err := c.readPage(s, last, marks[len(marks)-markLen:])
+	if last := first + int64(len(marks))/markLen - 1; len(p) > 0 && end < c.g.Size() && end%manifest.PageSize != 0 {
+		page, err := c.readPage(s, last, marks[int64(len(marks))-markLen:])
 		if err != nil {
 			return err
 		}
 		n := end % manifest.PageSize
 		copy(p[int64(len(p))-n:], page)
-		p, marks = p[:int64(len(p))-n], marks[:len(marks)-markLen]
+		p, marks = p[:int64(len(p))-n], marks[:int64(len(marks))-markLen]
 	}
 	if len(p) == 0 {
 		return nil
@@ -133,20 +145,33 @@ func (c *Clean) readBatch(s *cleanScratch, p []byte, off int64) error {
 	}
 	for len(p) > 0 {
 		n := min(len(p), manifest.PageSize)
-		if binary.LittleEndian.Uint32(marks) != markOf(p[:n]) {
+		if !c.open(s, first, p[:n], marks) {
 			return errMiss
 		}
-		p, marks = p[n:], marks[markLen:]
+		p, marks, first = p[n:], marks[markLen:], first+1
 	}
 	return nil
 }
 
+// open reports whether a page, as it is in the data file, matches its mark, and makes
+// its bytes of it.
+func (c *Clean) open(s *cleanScratch, number int64, page, mark []byte) bool {
+	if !c.sealed {
+		return binary.LittleEndian.Uint32(mark) == markOf(page)
+	}
+	return c.pages != nil && binary.LittleEndian.Uint32(mark) == sealedMark &&
+		c.pages.Open(page, mark[plainMarkLen:sealedMarkLen], number, &s.crypt)
+}
+
+// sealedMark is what the entry of a sealed page begins with.
+const sealedMark = 1
+
 // readMarks reads the marks of pages from first on and fails if one is absent.
 func (c *Clean) readMarks(marks []byte, first int64) error {
-	if _, err := c.marks.ReadAt(marks, markOffset(first)); err != nil {
+	if _, err := c.marks.ReadAt(marks, c.markOffset(first)); err != nil {
 		return err
 	}
-	if !allMarked(marks) {
+	if !c.allMarked(marks) {
 		return errMiss
 	}
 	return nil
@@ -158,7 +183,7 @@ func (c *Clean) readPage(s *cleanScratch, page int64, mark []byte) ([]byte, erro
 	if _, err := c.data.ReadAt(p, page*manifest.PageSize); err != nil {
 		return nil, err
 	}
-	if binary.LittleEndian.Uint32(mark) != markOf(p) {
+	if !c.open(s, page, p, mark) {
 		return nil, errMiss
 	}
 	return p, nil
@@ -175,8 +200,19 @@ func (c *Clean) WriteBlock(block int64, data []byte) error {
 	if len(data) != c.g.BlockSize {
 		return fmt.Errorf("clean layer: write block %d: %d bytes, not %d", block, len(data), c.g.BlockSize)
 	}
+	if c.sealed && c.pages == nil {
+		return fmt.Errorf("clean layer: write block %d: the layer is sealed, and opened without its key", block)
+	}
 	data = data[:c.g.BlockLen(block)]
 	off := block * int64(c.g.BlockSize)
+	marks := make([]byte, pagesOf(int64(len(data)))*c.markLen)
+	if c.sealed {
+		buffer := c.blocks.Get().(*[]byte)
+		defer c.blocks.Put(buffer)
+		data = c.seal((*buffer)[:len(data)], marks, off/manifest.PageSize, data)
+	} else {
+		markPages(marks, data)
+	}
 	changing := c.lockBlock(block)
 	defer changing.Unlock()
 	if _, err := c.data.WriteAt(data, off); err != nil {
@@ -184,16 +220,33 @@ func (c *Clean) WriteBlock(block int64, data []byte) error {
 	}
 	// The marks come last: the other way round readers would see a block that is
 	// there miss for longer.
-	marks := make([]byte, 0, len(data)/manifest.PageSize*markLen+markLen)
-	for len(data) > 0 {
-		n := min(len(data), manifest.PageSize)
-		marks = binary.LittleEndian.AppendUint32(marks, markOf(data[:n]))
-		data = data[n:]
-	}
-	if _, err := c.marks.WriteAt(marks, markOffset(off/manifest.PageSize)); err != nil {
+	if _, err := c.marks.WriteAt(marks, c.markOffset(off/manifest.PageSize)); err != nil {
 		return fmt.Errorf("clean layer: mark block %d: %w", block, err)
 	}
 	return nil
+}
+
+// markPages makes the marks of pages that are not sealed.
+func markPages(marks, data []byte) {
+	for len(data) > 0 {
+		n := min(len(data), manifest.PageSize)
+		binary.LittleEndian.PutUint32(marks, markOf(data[:n]))
+		data, marks = data[n:], marks[plainMarkLen:]
+	}
+}
+
+// seal seals pages from number first on into dst, which it returns, and makes their
+// marks.
+func (c *Clean) seal(dst, marks []byte, first int64, data []byte) []byte {
+	s := c.scratch.Get().(*cleanScratch)
+	defer c.scratch.Put(s)
+	for off := 0; off < len(data); off += manifest.PageSize {
+		end := min(off+manifest.PageSize, len(data))
+		binary.LittleEndian.PutUint32(marks, sealedMark)
+		c.pages.Seal(dst[off:end], marks[plainMarkLen:sealedMarkLen], first, data[off:end], &s.crypt)
+		marks, first = marks[sealedMarkLen:], first+1
+	}
+	return dst
 }
 
 // Has reports whether all pages of a block are marked. Their bytes are not checked,
@@ -208,7 +261,7 @@ func (c *Clean) Has(block int64) (bool, error) {
 	first := block * int64(c.g.BlockSize) / manifest.PageSize
 	for n := pagesOf(int64(c.g.BlockLen(block))); n > 0; {
 		k := min(n, batchPages)
-		if err := c.readMarks(s.marks[:k*markLen], first); errors.Is(err, fs.ErrClosed) {
+		if err := c.readMarks(s.marks[:k*c.markLen], first); errors.Is(err, fs.ErrClosed) {
 			return false, fmt.Errorf("clean layer: %w", err)
 		} else if err != nil {
 			return false, nil
@@ -234,7 +287,7 @@ func (c *Clean) Evict(block int64) error {
 func (c *Clean) evictLocked(block int64) error {
 	off, n := block*int64(c.g.BlockSize), int64(c.g.BlockLen(block))
 	// The marks go first, so that readers need not read a hole to find a miss.
-	if _, err := c.marks.WriteAt(make([]byte, pagesOf(n)*markLen), markOffset(off/manifest.PageSize)); err != nil {
+	if _, err := c.marks.WriteAt(make([]byte, pagesOf(n)*c.markLen), c.markOffset(off/manifest.PageSize)); err != nil {
 		return fmt.Errorf("clean layer: evict block %d: %w", block, err)
 	}
 	if err := c.data.PunchHole(off, n); err != nil {
@@ -277,10 +330,10 @@ func (c *Clean) checkBlock(block int64) error {
 
 // pageLen is how many bytes of a page lie inside the device.
 func (c *Clean) pageLen(page int64) int {
-	return int(min(manifest.PageSize, c.g.Size-page*manifest.PageSize))
+	return int(min(manifest.PageSize, c.g.Size()-page*manifest.PageSize))
 }
 
-// markOf is the entry of a page in the map.
+// markOf is the entry of a page that is not sealed.
 func markOf(page []byte) uint32 { return max(1, manifest.Checksum(page)) }
 
-func markOffset(page int64) int64 { return cleanHeaderLen + page*markLen }
+func (c *Clean) markOffset(page int64) int64 { return cleanHeaderLen + page*c.markLen }

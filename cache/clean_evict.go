@@ -49,7 +49,7 @@ func (c *Clean) ClearUnmarked(first, count int64) error {
 		return fmt.Errorf("clean layer: clear %d blocks from %d of %d", count, first, c.g.Blocks())
 	}
 	off := first * int64(c.g.BlockSize)
-	end := min(off+count*int64(c.g.BlockSize), c.g.Size)
+	end := min(off+count*int64(c.g.BlockSize), c.g.Size())
 	for off < end {
 		from, err := c.data.SeekData(off)
 		if err == io.EOF || err == nil && from >= end {
@@ -76,8 +76,8 @@ func (c *Clean) anyMark(block int64) (bool, error) {
 	first := block * int64(c.g.BlockSize) / manifest.PageSize
 	for n := pagesOf(int64(c.g.BlockLen(block))); n > 0; {
 		k := min(n, batchPages)
-		marks := s.marks[:k*markLen]
-		if _, err := c.marks.ReadAt(marks, markOffset(first)); errors.Is(err, fs.ErrClosed) {
+		marks := s.marks[:k*c.markLen]
+		if _, err := c.marks.ReadAt(marks, c.markOffset(first)); errors.Is(err, fs.ErrClosed) {
 			return false, fmt.Errorf("clean layer: %w", err)
 		} else if err != nil {
 			return true, nil

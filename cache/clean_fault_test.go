@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -39,9 +40,11 @@ func endInChecksum0(p []byte) {
 	sum(x)
 }
 
-func TestPageWithChecksum0IsThere(t *testing.T) {
+func TestPageWithChecksum0IsThere(t *testing.T) { plainAndSealed(t, testPageWithChecksum0IsThere) }
+
+func testPageWithChecksum0IsThere(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
-	c := openClean(t, vfs.OS(), t.TempDir(), g)
+	c := openClean(t, vfs.OS(), t.TempDir(), g, pages)
 	block := blockContent(0, smallBlock)
 	endInChecksum0(block[:page])
 	if manifest.Checksum(block[:page]) != 0 {
@@ -56,10 +59,12 @@ func TestPageWithChecksum0IsThere(t *testing.T) {
 	}
 }
 
-func TestFlippedBitIsAMiss(t *testing.T) {
+func TestFlippedBitIsAMiss(t *testing.T) { plainAndSealed(t, testFlippedBitIsAMiss) }
+
+func testFlippedBitIsAMiss(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	fsys := vfs.NewCrash(1)
-	c := openClean(t, fsys, "base", g)
+	c := openClean(t, fsys, "base", g, pages)
 	last := g.Blocks() - 1
 	must(t, c.WriteBlock(last, blockContent(last, smallBlock)))
 	p := make([]byte, g.BlockLen(last))
@@ -87,7 +92,7 @@ func TestFlippedBitIsAMiss(t *testing.T) {
 		expect(false, "data")
 		flip(c.data, at, bit)
 	}
-	for at := markOffset(off / page); at < markOffset(pagesOf(g.Size)); at++ {
+	for at := c.markOffset(off / page); at < c.markOffset(pagesOf(g.Size)); at++ {
 		for bit := range 8 {
 			flip(c.marks, at, bit)
 			expect(false, "mark")
@@ -97,10 +102,12 @@ func TestFlippedBitIsAMiss(t *testing.T) {
 	expect(true, "mended")
 }
 
-func TestBadSectorIsAMiss(t *testing.T) {
+func TestBadSectorIsAMiss(t *testing.T) { plainAndSealed(t, testBadSectorIsAMiss) }
+
+func testBadSectorIsAMiss(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	fsys := vfs.NewCrash(1)
-	c := openClean(t, fsys, "base", g)
+	c := openClean(t, fsys, "base", g, pages)
 	must(t, c.WriteBlock(0, blockContent(0, smallBlock)))
 	must(t, c.WriteBlock(1, blockContent(1, smallBlock)))
 	p := make([]byte, 2*page)
@@ -134,6 +141,10 @@ func TestBadSectorIsAMiss(t *testing.T) {
 // A base is written, evicted, and opened by one process that stops anywhere; then the
 // power fails, or not. Whatever is a hit is right, and everything can go on.
 func TestCrashNeverMakesACleanPageLie(t *testing.T) {
+	plainAndSealed(t, testCrashNeverMakesACleanPageLie)
+}
+
+func testCrashNeverMakesACleanPageLie(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	device := deviceContent(g)
 	var contents [][]byte
@@ -145,7 +156,7 @@ func TestCrashNeverMakesACleanPageLie(t *testing.T) {
 		fsys := vfs.NewCrash(seed)
 		fsys.StopCall(int(seed * 2))
 		rng := rand.New(rand.NewPCG(seed, 1))
-		c, err := OpenClean(fsys, "base", g)
+		c, err := OpenClean(fsys, "base", g, pages)
 		for i := 0; err == nil; i++ {
 			switch block := rng.Int64N(g.Blocks()); {
 			case rng.IntN(4) == 0:
@@ -164,7 +175,7 @@ func TestCrashNeverMakesACleanPageLie(t *testing.T) {
 		} else {
 			fsys.PowerCut()
 		}
-		c = openClean(t, fsys, "base", g)
+		c = openClean(t, fsys, "base", g, pages)
 		p := make([]byte, page)
 		for off := int64(0); off < g.Size; off += page {
 			p = p[:min(page, g.Size-off)]
@@ -195,15 +206,19 @@ func TestCrashNeverMakesACleanPageLie(t *testing.T) {
 // What the documentation asks of a volume's clean layer: new contents and evictions
 // count after a power cut once Sync has succeeded.
 func TestSyncedBlockHasItsLatestContent(t *testing.T) {
+	plainAndSealed(t, testSyncedBlockHasItsLatestContent)
+}
+
+func testSyncedBlockHasItsLatestContent(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	old, latest := blockContent(0, smallBlock), blockContent(100, smallBlock)
 	for seed := range uint64(50) {
 		fsys := vfs.NewCrash(seed)
-		c := openClean(t, fsys, "clean", g)
+		c := openClean(t, fsys, "clean", g, pages)
 		must(t, errors.Join(c.WriteBlock(0, old), c.WriteBlock(1, old), c.Sync(), fsys.SyncDir("/"), fsys.SyncDir("clean")))
 		must(t, errors.Join(c.WriteBlock(0, latest), c.Evict(1), c.Sync()))
 		fsys.PowerCut()
-		c = openClean(t, fsys, "clean", g)
+		c = openClean(t, fsys, "clean", g, pages)
 		p := make([]byte, smallBlock)
 		if hit, err := c.ReadAt(p, 0); !hit || err != nil || !bytes.Equal(p, latest) {
 			t.Errorf("written: %v, %v", hit, err)
@@ -215,9 +230,13 @@ func TestSyncedBlockHasItsLatestContent(t *testing.T) {
 }
 
 func TestFailedSyncOfACleanLayerFailsAllLaterOnes(t *testing.T) {
+	plainAndSealed(t, testFailedSyncOfACleanLayerFailsAllLaterOnes)
+}
+
+func testFailedSyncOfACleanLayerFailsAllLaterOnes(t *testing.T, pages *crypt.Pages) {
 	for n := range 2 {
 		fsys := vfs.NewCrash(uint64(n))
-		c := openClean(t, fsys, "base", smallGeometry())
+		c := openClean(t, fsys, "base", smallGeometry(), pages)
 		must(t, c.WriteBlock(0, blockContent(0, smallBlock)))
 		fsys.FailCall(n, syscall.EIO)
 		for range 2 {
@@ -229,9 +248,13 @@ func TestFailedSyncOfACleanLayerFailsAllLaterOnes(t *testing.T) {
 }
 
 func TestFailedWriteOfABlockTellsWhy(t *testing.T) {
+	plainAndSealed(t, testFailedWriteOfABlockTellsWhy)
+}
+
+func testFailedWriteOfABlockTellsWhy(t *testing.T, pages *crypt.Pages) {
 	for n := 0; ; n++ {
 		fsys := vfs.NewCrash(uint64(n))
-		c := openClean(t, fsys, "base", smallGeometry())
+		c := openClean(t, fsys, "base", smallGeometry(), pages)
 		fsys.FailCall(n, syscall.ENOSPC)
 		err := c.WriteBlock(0, blockContent(0, smallBlock))
 		if !fsys.Faulted() {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -25,7 +27,10 @@ func cleanFormat() manifest.ObjectFormat {
 // and create it, at the same time. A layer of another geometry is an error that
 // names both, one of another version manifest.ErrVersion. A filesystem that cannot
 // hold a file as large as the device is syscall.EFBIG.
-func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err error) {
+//
+// pages seals a layer; nil: it is not sealed, or, if there is one that is, it is opened
+// without its key, for evicting.
+func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry, pages *crypt.Pages) (_ *Clean, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open clean layer %s: %w", dir, err)
@@ -37,7 +42,13 @@ func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err erro
 	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	c := &Clean{g: g, used: newUsedBlocks(g.Blocks())}
+	c := &Clean{pages: pages}
+	c.blocks.New = func() any {
+		b := make([]byte, g.BlockSize)
+		return &b
+	}
+	c.g.Set(g)
+	c.used.grow(g.Blocks())
 	c.scratch.New = func() any { return new(cleanScratch) }
 	c.data, err = fsys.OpenFile(filepath.Join(dir, dataName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -55,7 +66,12 @@ func OpenClean(fsys vfs.FS, dir string, g manifest.Geometry) (_ *Clean, err erro
 
 // CleanGeometry returns the geometry of the device of the clean layer in the folder
 // dir. One without a header that can be read is manifest.ErrCorrupt or fs.ErrNotExist.
-func CleanGeometry(fsys vfs.FS, dir string) (g manifest.Geometry, err error) {
+func CleanGeometry(fsys vfs.FS, dir string) (manifest.Geometry, error) {
+	g, _, err := readCleanHeader(fsys, dir)
+	return g, err
+}
+
+func readCleanHeader(fsys vfs.FS, dir string) (g manifest.Geometry, sealed bool, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("look into clean layer %s: %w", dir, err)
@@ -63,23 +79,24 @@ func CleanGeometry(fsys vfs.FS, dir string) (g manifest.Geometry, err error) {
 	}()
 	f, err := fsys.OpenFile(filepath.Join(dir, cleanMapName), os.O_RDONLY, 0)
 	if err != nil {
-		return g, err
+		return g, sealed, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	page := make([]byte, cleanHeaderLen)
 	if err := readFull(f, page, 0); err != nil {
-		return g, err
+		return g, sealed, err
 	}
 	format := cleanFormat()
-	if err := format.CheckHeader(page); err != nil {
-		return g, err
+	sealed = isSealed(page)
+	if err := format.CheckSealed(page, sealed); err != nil {
+		return g, sealed, err
 	}
 	body, err := format.CutChecksum(page)
 	if err != nil {
-		return g, err
+		return g, sealed, err
 	}
 	g = headerGeometry(body)
-	return g, g.Validate()
+	return g, sealed, g.Validate()
 }
 
 // DataFile returns the name of the file of the clean layer in the folder dir that is
@@ -149,10 +166,10 @@ func (c *Clean) format() error {
 	if err := c.checkHeader(); err != nil {
 		return err
 	}
-	if err := growFile(c.data, dataName, c.g.Size); err != nil {
+	if err := growFile(c.data, dataName, c.g.Size()); err != nil {
 		return err
 	}
-	return growFile(c.marks, cleanMapName, markOffset(pagesOf(c.g.Size)))
+	return growFile(c.marks, cleanMapName, c.markOffset(pagesOf(c.g.Size())))
 }
 
 // checkHeader checks the header, and writes it if there is none or none that can be
@@ -161,7 +178,8 @@ func (c *Clean) checkHeader() error {
 	format := cleanFormat()
 	page := make([]byte, cleanHeaderLen)
 	if _, err := c.marks.ReadAt(page, 0); err == nil {
-		err := format.CheckHeader(page)
+		c.setSealed(c.pages != nil || isSealed(page))
+		err := format.CheckSealed(page, c.sealed)
 		if errors.Is(err, manifest.ErrVersion) {
 			return err
 		}
@@ -169,18 +187,27 @@ func (c *Clean) checkHeader() error {
 			return c.checkGeometry(body)
 		}
 	}
-	header := format.AppendHeader(make([]byte, 0, cleanHeaderLen))
-	header = binary.LittleEndian.AppendUint64(header, uint64(c.g.Size))
-	header = binary.LittleEndian.AppendUint32(header, uint32(c.g.BlockSize))
-	header = format.AppendChecksum(header[:cleanHeaderLen-manifest.ChecksumLen])
-	_, err := c.marks.WriteAt(header, 0)
+	c.setSealed(c.pages != nil)
+	_, err := c.marks.WriteAt(encodeCleanHeader(c.g.Get(), c.sealed), 0)
 	return err
 }
 
+func (c *Clean) setSealed(sealed bool) {
+	c.sealed, c.markLen = sealed, plainMarkLen
+	if sealed {
+		c.markLen = sealedMarkLen
+	}
+}
+
+// isSealed reports whether the header of a map says that its layer is sealed.
+func isSealed(header []byte) bool {
+	return bytes.HasPrefix(header, cleanFormat().AppendSealedHeader(nil))
+}
+
 func (c *Clean) checkGeometry(header []byte) error {
-	if g := headerGeometry(header); g != c.g {
+	if g := headerGeometry(header); g != c.g.Get() {
 		return fmt.Errorf("it holds a device of %d bytes in blocks of %d, not one of %d in blocks of %d",
-			g.Size, g.BlockSize, c.g.Size, c.g.BlockSize)
+			g.Size, g.BlockSize, c.g.Size(), c.g.BlockSize)
 	}
 	return nil
 }

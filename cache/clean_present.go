@@ -9,7 +9,7 @@ import (
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
-// presentBatch is how many pages' marks Present reads at a time: 64 KiB, which is a
+// presentBatch is how many pages' marks Present reads at a time: 64 KiB, or 512 if they are sealed, which is a
 // whole number of blocks of any size.
 const presentBatch = 16 << 10
 
@@ -58,7 +58,7 @@ func (c *Clean) CountPresent() (int64, error) {
 // the map that are not holes; an empty one at the end of the device.
 func (c *Clean) marked(block, perBlock int64) (first, end int64, err error) {
 	blocks := c.g.Blocks()
-	data, err := c.marks.SeekData(markOffset(block * perBlock))
+	data, err := c.marks.SeekData(c.markOffset(block * perBlock))
 	if err == io.EOF {
 		return blocks, blocks, nil
 	}
@@ -72,8 +72,8 @@ func (c *Clean) marked(block, perBlock int64) (first, end int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	first = max(block, (data-cleanHeaderLen)/markLen/perBlock)
-	end = min(blocks, ceilDiv(hole-cleanHeaderLen, markLen*perBlock))
+	first = max(block, (data-cleanHeaderLen)/c.markLen/perBlock)
+	end = min(blocks, ceilDiv(hole-cleanHeaderLen, c.markLen*perBlock))
 	return first, max(end, first+1), nil
 }
 
@@ -81,14 +81,14 @@ func (c *Clean) marked(block, perBlock int64) (first, end int64, err error) {
 // consumer wants no more.
 func (c *Clean) yieldMarked(block, n, perBlock int64, yield func(int64, error) bool) (ok bool, err error) {
 	first := block * perBlock
-	pages := min((block+n)*perBlock, pagesOf(c.g.Size)) - first
-	marks := make([]byte, pages*markLen)
-	if _, err := c.marks.ReadAt(marks, markOffset(first)); err != nil {
+	pages := min((block+n)*perBlock, pagesOf(c.g.Size())) - first
+	marks := make([]byte, pages*c.markLen)
+	if _, err := c.marks.ReadAt(marks, c.markOffset(first)); err != nil {
 		return c.yieldHad(block, n, yield)
 	}
 	for ; n > 0; n-- {
-		k := min(perBlock*markLen, int64(len(marks)))
-		if allMarked(marks[:k]) && !yield(block, nil) {
+		k := min(perBlock*c.markLen, int64(len(marks)))
+		if c.allMarked(marks[:k]) && !yield(block, nil) {
 			return false, nil
 		}
 		marks = marks[k:]
@@ -112,8 +112,8 @@ func (c *Clean) yieldHad(block, n int64, yield func(int64, error) bool) (ok bool
 	return true, nil
 }
 
-func allMarked(marks []byte) bool {
-	for ; len(marks) > 0; marks = marks[markLen:] {
+func (c *Clean) allMarked(marks []byte) bool {
+	for ; len(marks) > 0; marks = marks[c.markLen:] {
 		if binary.LittleEndian.Uint32(marks) == 0 {
 			return false
 		}

@@ -15,6 +15,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -26,9 +27,9 @@ func smallGeometry() manifest.Geometry {
 	return manifest.Geometry{Size: 5*smallBlock + 3*page + 512, BlockSize: smallBlock}
 }
 
-func openClean(t testing.TB, fsys vfs.FS, dir string, g manifest.Geometry) *Clean {
+func openClean(t testing.TB, fsys vfs.FS, dir string, g manifest.Geometry, pages *crypt.Pages) *Clean {
 	t.Helper()
-	c, err := OpenClean(fsys, dir, g)
+	c, err := OpenClean(fsys, dir, g, pages)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil && !errors.Is(err, fs.ErrClosed) && !errors.Is(err, vfs.ErrStopped) {
@@ -63,14 +64,16 @@ func deviceContent(g manifest.Geometry) []byte {
 
 // Two processes write, evict and read one layer. A read is a hit exactly if all its
 // blocks are there, and a hit has the right bytes.
-func TestCleanLayerIsASetOfBlocks(t *testing.T) {
+func TestCleanLayerIsASetOfBlocks(t *testing.T) { plainAndSealed(t, testCleanLayerIsASetOfBlocks) }
+
+func testCleanLayerIsASetOfBlocks(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	device := deviceContent(g)
 	rapid.Check(t, func(rt *rapid.T) {
 		fsys := vfs.NewCrash(0)
 		var handles [2]*Clean
 		for i := range handles {
-			handles[i] = openClean(t, fsys, "base", g)
+			handles[i] = openClean(t, fsys, "base", g, pages)
 		}
 		there := make([]bool, g.Blocks())
 		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
@@ -132,10 +135,12 @@ func TestCleanLayerIsASetOfBlocks(t *testing.T) {
 	})
 }
 
-func TestReadOfEvictedPageIsAMiss(t *testing.T) {
+func TestReadOfEvictedPageIsAMiss(t *testing.T) { plainAndSealed(t, testReadOfEvictedPageIsAMiss) }
+
+func testReadOfEvictedPageIsAMiss(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	dir := t.TempDir()
-	c := openClean(t, vfs.OS(), dir, g)
+	c := openClean(t, vfs.OS(), dir, g, pages)
 	must(t, c.WriteBlock(0, blockContent(0, smallBlock)))
 	// Another process punches first and gets no further.
 	must(t, c.data.PunchHole(2*page, page))
@@ -151,9 +156,11 @@ func TestReadOfEvictedPageIsAMiss(t *testing.T) {
 	}
 }
 
-func TestCleanLayerRefusesMisuse(t *testing.T) {
+func TestCleanLayerRefusesMisuse(t *testing.T) { plainAndSealed(t, testCleanLayerRefusesMisuse) }
+
+func testCleanLayerRefusesMisuse(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
-	c := openClean(t, vfs.OS(), t.TempDir(), g)
+	c := openClean(t, vfs.OS(), t.TempDir(), g, pages)
 	block := make([]byte, smallBlock)
 	for name, call := range map[string]func() error{
 		"read past the end":   func() error { _, err := c.ReadAt(make([]byte, 2), g.Size-1); return err },
@@ -183,6 +190,10 @@ func TestCleanLayerRefusesMisuse(t *testing.T) {
 }
 
 func TestReadersWritersAndEvictorsNeverSeeOtherBytes(t *testing.T) {
+	plainAndSealed(t, testReadersWritersAndEvictorsNeverSeeOtherBytes)
+}
+
+func testReadersWritersAndEvictorsNeverSeeOtherBytes(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	device := deviceContent(g)
 	var contents [][]byte
@@ -193,7 +204,7 @@ func TestReadersWritersAndEvictorsNeverSeeOtherBytes(t *testing.T) {
 	var hits atomic.Int64
 	var wg sync.WaitGroup
 	for i := range uint64(4) {
-		c := openClean(t, vfs.OS(), dir, g)
+		c := openClean(t, vfs.OS(), dir, g, pages)
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(i, 1))
 			p := make([]byte, 3*page)
@@ -246,9 +257,13 @@ func (f countedFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestWarmReadCostsTwoReadsAndNoAllocation(t *testing.T) {
+	plainAndSealed(t, testWarmReadCostsTwoReadsAndNoAllocation)
+}
+
+func testWarmReadCostsTwoReadsAndNoAllocation(t *testing.T, pages *crypt.Pages) {
 	g := manifest.Geometry{Size: 4 * mib, BlockSize: manifest.DefaultBlockSize}
 	counter := &readCounter{FS: vfs.OS()}
-	c := openClean(t, counter, t.TempDir(), g)
+	c := openClean(t, counter, t.TempDir(), g, pages)
 	for b := range g.Blocks() {
 		must(t, c.WriteBlock(b, blockContent(b, g.BlockSize)))
 	}
@@ -276,8 +291,12 @@ func must2(_ bool, err error) {
 }
 
 func TestPresentBlocksOfAHugeDeviceAreFoundQuickly(t *testing.T) {
+	plainAndSealed(t, testPresentBlocksOfAHugeDeviceAreFoundQuickly)
+}
+
+func testPresentBlocksOfAHugeDeviceAreFoundQuickly(t *testing.T, pages *crypt.Pages) {
 	g := manifest.Geometry{Size: 16<<40 - 1<<20, BlockSize: manifest.DefaultBlockSize}
-	c := openClean(t, vfs.OS(), filepath.Join(t.TempDir(), "base"), g)
+	c := openClean(t, vfs.OS(), filepath.Join(t.TempDir(), "base"), g, pages)
 	want := []int64{0, 7, 8, g.Blocks() / 2, g.Blocks() - 1}
 	for _, b := range want {
 		must(t, c.WriteBlock(b, blockContent(b, g.BlockSize)))

@@ -13,34 +13,36 @@ import (
 // Its bits are what the second-chance algorithm (CLOCK) needs to evict roughly what
 // was used least recently: the hand passes over the blocks, in rounds, takes the
 // bit from those that have it and evicts those that have not.
-type usedBlocks []atomic.Uint64
+type usedBlocks struct {
+	words atomic.Pointer[[]atomic.Uint64] // longer ones take its place when the device grows
+}
 
 const wordBits = 64
 
-func newUsedBlocks(blocks int64) usedBlocks {
-	return make(usedBlocks, ceilDiv(blocks, wordBits))
-}
-
 // mark stores only what changes, so that readers of one block do not fight for its
 // cache line.
-func (u usedBlocks) mark(block int64) {
-	word, bit := &u[block/wordBits], uint64(1)<<(block%wordBits)
+func (u *usedBlocks) mark(block int64) {
+	word, bit := u.at(block)
 	if word.Load()&bit == 0 {
 		word.Or(bit)
 	}
 }
 
 // markRange marks the blocks from first to last.
-func (u usedBlocks) markRange(first, last int64) {
+func (u *usedBlocks) markRange(first, last int64) {
 	for ; first <= last; first++ {
 		u.mark(first)
 	}
 }
 
 // take takes the bit from a block, and reports whether it had it.
-func (u usedBlocks) take(block int64) bool {
-	word, bit := &u[block/wordBits], uint64(1)<<(block%wordBits)
+func (u *usedBlocks) take(block int64) bool {
+	word, bit := u.at(block)
 	return word.Load()&bit != 0 && word.And(^bit)&bit != 0
+}
+
+func (u *usedBlocks) at(block int64) (word *atomic.Uint64, bit uint64) {
+	return &(*u.words.Load())[block/wordBits], 1 << (block % wordBits)
 }
 
 // Use notes that a block is in use, as reading it does: EvictUnused passes it by once.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -35,8 +36,12 @@ func there(t testing.TB, c *Clean) []int64 {
 }
 
 func TestEvictUnusedPassesByWhatWasUsedOnce(t *testing.T) {
+	plainAndSealed(t, testEvictUnusedPassesByWhatWasUsedOnce)
+}
+
+func testEvictUnusedPassesByWhatWasUsedOnce(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
-	c := openClean(t, vfs.NewCrash(1), "clean", g)
+	c := openClean(t, vfs.NewCrash(1), "clean", g, pages)
 	fillClean(t, c)
 	if hit, err := c.ReadAt(make([]byte, 2*smallBlock), smallBlock/2); !hit || err != nil { // blocks 0 to 2
 		t.Fatal(hit, err)
@@ -73,11 +78,13 @@ func TestEvictUnusedPassesByWhatWasUsedOnce(t *testing.T) {
 	}
 }
 
-func TestEvictUnusedFreesTheSpace(t *testing.T) {
+func TestEvictUnusedFreesTheSpace(t *testing.T) { plainAndSealed(t, testEvictUnusedFreesTheSpace) }
+
+func testEvictUnusedFreesTheSpace(t *testing.T, pages *crypt.Pages) {
 	for name, fsys := range map[string]vfs.FS{"OS": vfs.OS(), "Crash": vfs.NewCrash(1)} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "clean")
-			c := openClean(t, fsys, dir, smallGeometry())
+			c := openClean(t, fsys, dir, smallGeometry(), pages)
 			empty, err := CleanAllocated(fsys, dir)
 			must(t, err)
 			fillClean(t, c)
@@ -99,10 +106,14 @@ func TestEvictUnusedFreesTheSpace(t *testing.T) {
 // A process that dies between bytes and marks, or between taking the marks and
 // freeing the bytes, must not leave space that nobody ever finds.
 func TestEvictUnusedFindsBytesWithoutMarks(t *testing.T) {
+	plainAndSealed(t, testEvictUnusedFindsBytesWithoutMarks)
+}
+
+func testEvictUnusedFindsBytesWithoutMarks(t *testing.T, pages *crypt.Pages) {
 	fsys := vfs.NewCrash(1)
-	c := openClean(t, fsys, "clean", smallGeometry())
+	c := openClean(t, fsys, "clean", smallGeometry(), pages)
 	must(t, c.WriteBlock(1, blockContent(1, smallBlock)))
-	if _, err := c.marks.WriteAt(make([]byte, smallBlock/page*markLen), markOffset(smallBlock/page)); err != nil {
+	if _, err := c.marks.WriteAt(make([]byte, smallBlock/page*c.markLen), c.markOffset(smallBlock/page)); err != nil {
 		t.Fatal(err)
 	}
 	next, freed, err := c.EvictUnused(0, 1, nil)
@@ -114,9 +125,11 @@ func TestEvictUnusedFindsBytesWithoutMarks(t *testing.T) {
 	}
 }
 
-func TestEvictUnusedNeedsNoSpace(t *testing.T) {
+func TestEvictUnusedNeedsNoSpace(t *testing.T) { plainAndSealed(t, testEvictUnusedNeedsNoSpace) }
+
+func testEvictUnusedNeedsNoSpace(t *testing.T, pages *crypt.Pages) {
 	fsys := vfs.NewCrash(1)
-	c := openClean(t, fsys, "clean", smallGeometry())
+	c := openClean(t, fsys, "clean", smallGeometry(), pages)
 	fillClean(t, c)
 	fsys.SetCapacity(fsys.Used())
 	if _, _, err := c.EvictUnused(0, 1<<40, nil); err != nil {
@@ -130,10 +143,14 @@ func TestEvictUnusedNeedsNoSpace(t *testing.T) {
 // TestEvictUnusedThatFailsNeverLies fails at each of its calls: what is said to be
 // there can be read, the rest is a miss, and the evictor can go on behind.
 func TestEvictUnusedThatFailsNeverLies(t *testing.T) {
+	plainAndSealed(t, testEvictUnusedThatFailsNeverLies)
+}
+
+func testEvictUnusedThatFailsNeverLies(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
 	for n := 0; ; n++ {
 		fsys := vfs.NewCrash(uint64(n))
-		c := openClean(t, fsys, "clean", g)
+		c := openClean(t, fsys, "clean", g, pages)
 		fillClean(t, c)
 		fsys.FailCall(n, syscall.EIO)
 		next, freed, err := c.EvictUnused(0, 1<<40, nil)
@@ -166,8 +183,12 @@ func TestEvictUnusedThatFailsNeverLies(t *testing.T) {
 // TestWritersAndEvictorsOfOneBlockLeaveNoEmptyMarks: what Has promises after them can
 // be read.
 func TestWritersAndEvictorsOfOneBlockLeaveNoEmptyMarks(t *testing.T) {
+	plainAndSealed(t, testWritersAndEvictorsOfOneBlockLeaveNoEmptyMarks)
+}
+
+func testWritersAndEvictorsOfOneBlockLeaveNoEmptyMarks(t *testing.T, pages *crypt.Pages) {
 	g := smallGeometry()
-	c := openClean(t, vfs.OS(), t.TempDir(), g)
+	c := openClean(t, vfs.OS(), t.TempDir(), g, pages)
 	for round := range 200 {
 		var both sync.WaitGroup
 		both.Go(func() { must(t, c.WriteBlock(1, blockContent(1, smallBlock))) })
@@ -195,7 +216,8 @@ func TestWritersAndEvictorsOfOneBlockLeaveNoEmptyMarks(t *testing.T) {
 
 func TestUsedBlocksAreASet(t *testing.T) {
 	const blocks = 200
-	u := newUsedBlocks(blocks)
+	var u usedBlocks
+	u.grow(blocks)
 	want := make(map[int64]bool)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
@@ -216,9 +238,13 @@ func TestUsedBlocksAreASet(t *testing.T) {
 }
 
 func TestCleanGeometryIsThatOfTheHeader(t *testing.T) {
+	plainAndSealed(t, testCleanGeometryIsThatOfTheHeader)
+}
+
+func testCleanGeometryIsThatOfTheHeader(t *testing.T, pages *crypt.Pages) {
 	fsys := vfs.NewCrash(1)
 	g := smallGeometry()
-	c := openClean(t, fsys, "clean", g)
+	c := openClean(t, fsys, "clean", g, pages)
 	if got, err := CleanGeometry(fsys, "clean"); got != g || err != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -239,7 +265,8 @@ func TestCleanGeometryIsThatOfTheHeader(t *testing.T) {
 }
 
 func BenchmarkUse(b *testing.B) {
-	u := newUsedBlocks(1 << 20)
+	var u usedBlocks
+	u.grow(1 << 20)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			u.markRange(77, 77)

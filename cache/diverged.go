@@ -29,9 +29,10 @@ func divergedFormat() manifest.ObjectFormat {
 type Diverged struct {
 	fs     vfs.FS
 	path   string
-	blocks int64
+	blocks int64 // of the device; guarded by addMu
 
-	// bits is nil for the empty set. What it points to never changes.
+	// bits is nil for the empty set. What it points to never changes. It may be shorter
+	// than the device has blocks now.
 	bits atomic.Pointer[[]uint64]
 
 	addMu sync.Mutex // one Add at a time
@@ -69,12 +70,13 @@ func decodeDiverged(data []byte, blocks int64) ([]uint64, error) {
 	if len(body) < divergedHeaderLen {
 		return nil, corrupt("%s: %d bytes", format.Name, len(data))
 	}
-	if n := binary.LittleEndian.Uint64(body[manifest.ObjectHeaderLen:]); n != uint64(blocks) {
+	n := binary.LittleEndian.Uint64(body[manifest.ObjectHeaderLen:])
+	if n > uint64(blocks) { // fewer if the device has grown since
 		return nil, corrupt("%s: of a device of %d blocks, not %d", format.Name, n, blocks)
 	}
 	words := body[divergedHeaderLen:]
-	if int64(len(words)) != divergedWords(blocks)*8 {
-		return nil, corrupt("%s: %d bytes for %d blocks", format.Name, len(data), blocks)
+	if int64(len(words)) != divergedWords(int64(n))*8 {
+		return nil, corrupt("%s: %d bytes for %d blocks", format.Name, len(data), n)
 	}
 	set := make([]uint64, len(words)/8)
 	for i := range set {
@@ -86,7 +88,7 @@ func decodeDiverged(data []byte, blocks int64) ([]uint64, error) {
 // Has reports whether a block of the device has diverged. It takes no lock.
 func (d *Diverged) Has(block int64) bool {
 	set := d.bits.Load()
-	return set != nil && (*set)[block/64]>>(block%64)&1 != 0
+	return set != nil && block/64 < int64(len(*set)) && (*set)[block/64]>>(block%64)&1 != 0
 }
 
 // Add adds blocks of the device to the set. They are durable before Has reports the

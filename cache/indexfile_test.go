@@ -6,14 +6,19 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
 func TestIndexFileReturnsOnlyTheLeafThatIsNamed(t *testing.T) {
+	plainAndEncrypted(t, testIndexFileReturnsOnlyTheLeafThatIsNamed)
+}
+
+func testIndexFileReturnsOnlyTheLeafThatIsNamed(t *testing.T, key *crypt.Key) {
 	g := manifest.Geometry{Size: 2600 * manifest.MinBlockSize, BlockSize: manifest.MinBlockSize} // leaves of 1024, 1024, 552
 	path := filepath.Join(t.TempDir(), "index")
-	x, err := OpenIndexFile(vfs.OS(), path, g)
+	x, err := OpenIndexFile(vfs.OS(), path, g, key)
 	must(t, err)
 	ref := func(leaf int64, hash manifest.Hash) manifest.LeafRef {
 		return manifest.LeafRef{Leaf: leaf, Owner: 1, Hash: hash}
@@ -28,7 +33,7 @@ func TestIndexFileReturnsOnlyTheLeafThatIsNamed(t *testing.T) {
 		must(t, x.Store(ref(i, hash), leaf))
 	}
 	must(t, x.Close())
-	x, err = OpenIndexFile(vfs.OS(), path, g)
+	x, err = OpenIndexFile(vfs.OS(), path, g, key)
 	must(t, err)
 	for i := range g.Leaves() {
 		if leaf, ok := x.Load(ref(i, hashes[i])); !ok || leaf.Hash() != hashes[i] {
@@ -55,9 +60,13 @@ func TestIndexFileReturnsOnlyTheLeafThatIsNamed(t *testing.T) {
 }
 
 func TestDamagedLeafInAnIndexFileIsAMiss(t *testing.T) {
+	plainAndEncrypted(t, testDamagedLeafInAnIndexFileIsAMiss)
+}
+
+func testDamagedLeafInAnIndexFileIsAMiss(t *testing.T, key *crypt.Key) {
 	g := manifest.Geometry{Size: 600 * manifest.MinBlockSize, BlockSize: manifest.MinBlockSize}
 	fsys := vfs.NewCrash(1)
-	x, err := OpenIndexFile(fsys, "index", g)
+	x, err := OpenIndexFile(fsys, "index", g, key)
 	must(t, err)
 	leaf, hash := testLeaf(1, 600)
 	ref := manifest.LeafRef{Hash: hash}

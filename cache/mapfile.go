@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -20,7 +21,8 @@ import (
 //	24   nonce of the log, u32: random; then 4 zeros
 //	32   length of the checkpoint in bytes, u64
 //	40   boot id, 64 bytes, padded with NUL; none once a sync has failed
-//	104  zeros
+//	104  salt of the sectors' key, 16 bytes, if the header has the flag for sealed
+//	120  zeros
 //	124  CRC32C of the above
 //	128  checkpoint: extents, ascending
 //	     then its CRC32C, then zeros up to a multiple of 4096
@@ -31,6 +33,7 @@ import (
 const (
 	mapHeaderLen  = 128
 	bootIDLen     = 64
+	saltAt        = 40 + bootIDLen
 	extentLen     = 12
 	regionLen     = regionWords * 8
 	checkpointBuf = 256 << 10
@@ -51,6 +54,7 @@ type mapHeader struct {
 	nonce         uint32
 	checkpointLen int64
 	bootID        string
+	salt          []byte // nil: the layer is not encrypted
 }
 
 // logStart is the offset of the log's first slot.
@@ -60,20 +64,27 @@ func (h mapHeader) logStart() int64 {
 }
 
 func (h mapHeader) encode() []byte {
-	b := mapFormat().AppendHeader(make([]byte, 0, mapHeaderLen))
+	b := make([]byte, 0, mapHeaderLen)
+	if h.salt == nil {
+		b = mapFormat().AppendHeader(b)
+	} else {
+		b = mapFormat().AppendSealedHeader(b)
+	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.size))
 	b = binary.LittleEndian.AppendUint64(b, h.generation)
 	b = binary.LittleEndian.AppendUint32(b, h.nonce)
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.checkpointLen))
 	b = append(b, h.bootID...)
+	b = append(b[:saltAt], h.salt...)
 	return mapFormat().AppendChecksum(b[:mapHeaderLen-manifest.ChecksumLen])
 }
 
 // decodeMapHeader decodes the header of the map of a device of size bytes.
 func decodeMapHeader(b []byte, size int64) (mapHeader, error) {
 	format := mapFormat()
-	if err := format.CheckHeader(b); err != nil {
+	sealed := bytes.HasPrefix(b, format.AppendSealedHeader(nil))
+	if err := format.CheckSealed(b, sealed); err != nil {
 		return mapHeader{}, err
 	}
 	body, err := format.CutChecksum(b)
@@ -87,10 +98,13 @@ func decodeMapHeader(b []byte, size int64) (mapHeader, error) {
 		checkpointLen: int64(binary.LittleEndian.Uint64(body[32:])),
 		bootID:        string(bytes.TrimRight(body[40:40+bootIDLen], "\x00")),
 	}
-	if h.size != size {
+	if sealed {
+		h.salt = bytes.Clone(body[saltAt : saltAt+crypt.SectorSaltLen])
+	}
+	if h.size < 0 || h.size > size { // smaller if the device has grown since
 		return mapHeader{}, corrupt("%s is of a device of %d bytes, not %d", format.Name, h.size, size)
 	}
-	if limit := ceilDiv(pagesOf(size), regionPages) * (extentLen + regionLen); h.checkpointLen < 0 || h.checkpointLen > limit {
+	if limit := ceilDiv(pagesOf(h.size), regionPages) * (extentLen + regionLen); h.checkpointLen < 0 || h.checkpointLen > limit {
 		return mapHeader{}, corrupt("checkpoint of %d bytes", h.checkpointLen)
 	}
 	return h, nil
@@ -148,7 +162,8 @@ func writeCheckpoint(f vfs.File, h *mapHeader, extents []extent) error {
 	return err
 }
 
-// readCheckpoint reads the header and the checkpoint of a map file.
+// readCheckpoint reads the header and the checkpoint of a map file, of a device that
+// has size bytes by now.
 func readCheckpoint(r io.ReaderAt, size int64) (mapHeader, *pageMap, error) {
 	var b [mapHeaderLen]byte
 	if err := readFull(r, b[:], 0); err != nil {
@@ -163,7 +178,7 @@ func readCheckpoint(r io.ReaderAt, size int64) (mapHeader, *pageMap, error) {
 	if err := checkCheckpoint(r, h); err != nil {
 		return mapHeader{}, nil, err
 	}
-	m := newPageMap(size)
+	m := newPageMap(h.size)
 	in := bufio.NewReaderSize(io.NewSectionReader(r, mapHeaderLen, h.checkpointLen), checkpointBuf)
 	buf := new([regionLen]byte)
 	for read, next := int64(0), int64(0); read < h.checkpointLen; {
@@ -173,6 +188,9 @@ func readCheckpoint(r io.ReaderAt, size int64) (mapHeader, *pageMap, error) {
 		}
 		read += n
 		next = end
+	}
+	if h.size < size {
+		m = m.grown(size)
 	}
 	return h, m, nil
 }

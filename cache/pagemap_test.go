@@ -3,6 +3,7 @@ package cache
 import (
 	"math"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -150,7 +151,7 @@ func roundTrip(t interface{ Fatalf(string, ...any) }, extents []extent, size int
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	if got != h {
+	if !reflect.DeepEqual(got, h) {
 		t.Fatalf("header %+v became %+v", h, got)
 	}
 	return m

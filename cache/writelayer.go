@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -18,7 +19,8 @@ const MaxWriteLayerSize = 64 << 40
 // A WriteLayer holds what was written to a device since the last cut.
 //
 // Its folder has the file data, as large as the device, and a map file (its bytes:
-// mapfile.go, marklog.go). A write puts the bytes into data, then a mark into the
+// mapfile.go, marklog.go). In an encrypted layer data has [crypt.Sectors]; the map is
+// in clear. A write puts the bytes into data, then a mark into the
 // map's log, then changes the state in memory, and then returns. So a killed
 // process loses nothing: the kernel has both. Pages that are data already are
 // overwritten in place and need no new mark.
@@ -67,11 +69,12 @@ const MaxWriteLayerSize = 64 << 40
 type WriteLayer struct {
 	fs     vfs.FS
 	dir    string
-	size   int64
 	bootID string
-	minLog int64 // minLogLen, less in tests
+	key    *crypt.Key // nil: not encrypted
+	salt   []byte     // of the sectors' key; nil: not encrypted
+	minLog int64      // minLogLen, less in tests
 	data   vfs.File
-	pages  *pageMap
+	pages  atomic.Pointer[pageMap] // of the device's size; replaced when that grows
 
 	// failed is the first error that lost durability.
 	failed atomic.Pointer[error]
@@ -94,19 +97,21 @@ type WriteLayer struct {
 }
 
 // State returns the state of a page of the device.
-func (w *WriteLayer) State(page int64) PageState { return w.pages.state(page) }
+func (w *WriteLayer) State(page int64) PageState { return w.pages.Load().state(page) }
 
 // Run returns the state of a page and the number of pages, at least 1 and at most
 // limit ≥ 1, from it on that have the same state. While writes go on, each of them
 // had it at some moment during the call.
-func (w *WriteLayer) Run(page, limit int64) (PageState, int64) { return w.pages.run(page, limit) }
+func (w *WriteLayer) Run(page, limit int64) (PageState, int64) {
+	return w.pages.Load().run(page, limit)
+}
 
 // NextBlock returns the first block ≥ block with a page that is not absent, blocks
 // being of blockSize bytes, a multiple of the page size; false: there is none. It
 // costs no more than a few nanoseconds for each absent 16 MiB.
 func (w *WriteLayer) NextBlock(block int64, blockSize int) (int64, bool) {
 	perBlock := int64(blockSize / manifest.PageSize)
-	page, ok := w.pages.next(block * perBlock)
+	page, ok := w.pages.Load().next(block * perBlock)
 	if !ok {
 		return 0, false
 	}
@@ -114,7 +119,7 @@ func (w *WriteLayer) NextBlock(block int64, blockSize int) (int64, bool) {
 }
 
 // DirtyBytes returns how many bytes of the device are data or zero.
-func (w *WriteLayer) DirtyBytes() int64 { return w.pages.dirty.Load() }
+func (w *WriteLayer) DirtyBytes() int64 { return w.pages.Load().dirty.Load() }
 
 // ReadAt fills p with bytes at any offset. It is meant for ranges in which all
 // pages are data: of others it returns what happens to lie in the file.
@@ -139,7 +144,7 @@ func (w *WriteLayer) WriteAt(p []byte, off int64) error {
 		return err
 	}
 	first, n := w.pageRange(off, int64(len(p)))
-	state, run := w.pages.run(first, n)
+	state, run := w.pages.Load().run(first, n)
 	marked := state == Data && run == n
 	if !marked && !w.wholePages(off, int64(len(p))) {
 		return fmt.Errorf("write layer: %d bytes at %d are neither whole pages nor in data pages", len(p), off)
@@ -185,7 +190,7 @@ func (w *WriteLayer) Zero(off, n int64) error {
 func (w *WriteLayer) survey(first, n int64) (allZero, anyData bool) {
 	allZero = true
 	for n > 0 {
-		state, run := w.pages.run(first, n)
+		state, run := w.pages.Load().run(first, n)
 		allZero = allZero && state == Zero
 		if state == Data {
 			return false, true
@@ -201,7 +206,7 @@ func (w *WriteLayer) mark(first, n int64, s PageState) error {
 	w.markMu.Lock()
 	err := w.log.appendMark(first, n, s)
 	if err == nil {
-		w.pages.set(first, n, s)
+		w.pages.Load().set(first, n, s)
 	}
 	full := w.log.len() > w.rotateAt
 	w.markMu.Unlock()
@@ -284,15 +289,18 @@ func (w *WriteLayer) Close() error {
 }
 
 func (w *WriteLayer) checkRange(off, n int64) error {
-	if off < 0 || n < 0 || n > w.size-off {
-		return fmt.Errorf("write layer: %d bytes at %d of a device of %d", n, off, w.size)
+	if off < 0 || n < 0 || n > w.size()-off {
+		return fmt.Errorf("write layer: %d bytes at %d of a device of %d", n, off, w.size())
 	}
 	return nil
 }
 
+// size is that of the device, in bytes.
+func (w *WriteLayer) size() int64 { return w.pages.Load().size }
+
 func (w *WriteLayer) wholePages(off, n int64) bool {
 	end := off + n
-	return off%manifest.PageSize == 0 && (end%manifest.PageSize == 0 || end == w.size)
+	return off%manifest.PageSize == 0 && (end%manifest.PageSize == 0 || end == w.size())
 }
 
 // pageRange returns the pages that [off, off+n) touches, n > 0.

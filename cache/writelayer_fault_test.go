@@ -12,16 +12,19 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 )
 
 // A log that grows beyond its bound is replaced, again and again, and nothing of
 // what was marked before and meanwhile is lost.
-func TestRotationKeepsAllMarks(t *testing.T) {
+func TestRotationKeepsAllMarks(t *testing.T) { plainAndEncrypted(t, testRotationKeepsAllMarks) }
+
+func testRotationKeepsAllMarks(t *testing.T, key *crypt.Key) {
 	for _, reopenAs := range []string{boot, otherBoot} {
 		dir := filepath.Join(t.TempDir(), "w")
 		const pages = 3*regionPages + 7
-		w := newWriteLayerAt(t, dir, pages*page)
+		w := newWriteLayerAt(t, dir, pages*page, key)
 		w.minLog, w.rotateAt = 1000, 1000
 		want := make([]PageState, pages)
 		p := make([]byte, page)
@@ -40,9 +43,9 @@ func TestRotationKeepsAllMarks(t *testing.T) {
 		}
 		must(t, w.Sync())
 		must(t, w.Close())
-		w, err := OpenWriteLayer(vfs.OS(), dir, pages*page, reopenAs)
+		w, err := OpenWriteLayer(vfs.OS(), dir, pages*page, reopenAs, key)
 		must(t, err)
-		checkStates(t, w.pages, want)
+		checkStates(t, w.pages.Load(), want)
 		must(t, w.Close())
 		if names, err := vfs.OS().ReadDir(dir); err != nil || len(names) != 2 {
 			t.Errorf("files %v, %v", names, err)
@@ -52,7 +55,9 @@ func TestRotationKeepsAllMarks(t *testing.T) {
 
 // The nth call of the filesystem fails, or the process stops there, for every n. Then
 // the layer is created, is not, or can be created again.
-func TestCreationIsAllOrNothing(t *testing.T) {
+func TestCreationIsAllOrNothing(t *testing.T) { plainAndEncrypted(t, testCreationIsAllOrNothing) }
+
+func testCreationIsAllOrNothing(t *testing.T, key *crypt.Key) {
 	const size = 4 * page
 	for _, powerCut := range []bool{false, true} {
 		for _, fault := range []error{nil, syscall.EIO, syscall.ENOSPC} {
@@ -65,7 +70,7 @@ func TestCreationIsAllOrNothing(t *testing.T) {
 				} else {
 					c.FailCall(n, fault)
 				}
-				w, err := CreateWriteLayer(c, layerDir, size, boot)
+				w, err := CreateWriteLayer(c, layerDir, size, boot, key)
 				if !c.Faulted() {
 					must(t, err)
 					must(t, w.Close())
@@ -80,15 +85,15 @@ func TestCreationIsAllOrNothing(t *testing.T) {
 				} else {
 					c.Kill()
 				}
-				w, err = OpenWriteLayer(c, layerDir, size, otherBoot)
+				w, err = OpenWriteLayer(c, layerDir, size, otherBoot, key)
 				if errors.Is(err, fs.ErrNotExist) {
-					w, err = CreateWriteLayer(c, layerDir, size, otherBoot)
+					w, err = CreateWriteLayer(c, layerDir, size, otherBoot, key)
 				}
 				must(t, err)
 				must(t, w.WriteAt(fill('a', page), 0))
 				must(t, w.Sync())
 				c.PowerCut()
-				w, err = OpenWriteLayer(c, layerDir, size, boot)
+				w, err = OpenWriteLayer(c, layerDir, size, boot, key)
 				must(t, err)
 				if w.State(0) != Data || w.DirtyBytes() != page {
 					t.Errorf("call %d: a synced page was lost", n)
@@ -99,32 +104,40 @@ func TestCreationIsAllOrNothing(t *testing.T) {
 }
 
 func TestCreatedLayerSurvivesAPowerCut(t *testing.T) {
+	plainAndEncrypted(t, testCreatedLayerSurvivesAPowerCut)
+}
+
+func testCreatedLayerSurvivesAPowerCut(t *testing.T, key *crypt.Key) {
 	for seed := range uint64(100) {
 		c := vfs.NewCrash(seed)
 		must(t, c.MkdirAll("vol", 0o700))
 		must(t, c.SyncDir("/"))
-		_, err := CreateWriteLayer(c, layerDir, 4*page, boot)
+		_, err := CreateWriteLayer(c, layerDir, 4*page, boot, key)
 		must(t, err)
 		c.PowerCut()
-		_, err = OpenWriteLayer(c, layerDir, 4*page, otherBoot)
+		_, err = OpenWriteLayer(c, layerDir, 4*page, otherBoot, key)
 		must(t, err)
 	}
 }
 
 func TestInterruptedRemovalLeavesALayerOrNone(t *testing.T) {
+	plainAndEncrypted(t, testInterruptedRemovalLeavesALayerOrNone)
+}
+
+func testInterruptedRemovalLeavesALayerOrNone(t *testing.T, key *crypt.Key) {
 	for seed := range uint64(50) {
 		for n := 0; ; n++ {
 			c := vfs.NewCrash(seed)
 			must(t, c.MkdirAll("vol", 0o700))
 			must(t, c.SyncDir("/"))
-			w, err := CreateWriteLayer(c, layerDir, 4*page, boot)
+			w, err := CreateWriteLayer(c, layerDir, 4*page, boot, key)
 			must(t, err)
 			must(t, w.Close())
 			c.StopCall(n)
 			err = RemoveWriteLayer(c, layerDir)
 			stopped := c.Stopped()
 			c.PowerCut()
-			_, openErr := OpenWriteLayer(c, layerDir, 4*page, otherBoot)
+			_, openErr := OpenWriteLayer(c, layerDir, 4*page, otherBoot, key)
 			if !errors.Is(openErr, fs.ErrNotExist) && (openErr != nil || err == nil) {
 				t.Fatalf("seed %d, stopped in call %d: removed %v, opened %v", seed, n, err, openErr)
 			}
@@ -137,10 +150,12 @@ func TestInterruptedRemovalLeavesALayerOrNone(t *testing.T) {
 }
 
 // A full disk fails writes and not syncs: they find what they need reserved.
-func TestSyncNeedsNoSpace(t *testing.T) {
+func TestSyncNeedsNoSpace(t *testing.T) { plainAndEncrypted(t, testSyncNeedsNoSpace) }
+
+func testSyncNeedsNoSpace(t *testing.T, key *crypt.Key) {
 	full := &fullFS{FS: vfs.OS()}
 	full.left.Store(2 * mib)
-	w, err := CreateWriteLayer(full, filepath.Join(t.TempDir(), "w"), 4*mib, boot)
+	w, err := CreateWriteLayer(full, filepath.Join(t.TempDir(), "w"), 4*mib, boot, key)
 	must(t, err)
 	p := fill('a', page)
 	written := 0
@@ -172,11 +187,15 @@ func TestSyncNeedsNoSpace(t *testing.T) {
 
 // Marks fill the log to the last slot they may take; then the sync still fits.
 func TestSyncNeedsNoSpaceInAFullLog(t *testing.T) {
+	plainAndEncrypted(t, testSyncNeedsNoSpaceInAFullLog)
+}
+
+func testSyncNeedsNoSpaceInAFullLog(t *testing.T, key *crypt.Key) {
 	for extra := range 2 { // marks between a sync's start and its barrier
 		full := &fullFS{FS: vfs.OS()}
 		full.left.Store(100 << 10)
 		hook := &hookFS{FS: full}
-		w, err := CreateWriteLayer(hook, filepath.Join(t.TempDir(), "w"), 256*mib, boot)
+		w, err := CreateWriteLayer(hook, filepath.Join(t.TempDir(), "w"), 256*mib, boot, key)
 		must(t, err)
 		at := int64(0)
 		for ; err == nil; at++ {
@@ -231,12 +250,16 @@ func (f hookFile) Sync() error {
 // A page written after a sync or rotation made data durable, and before it appends its
 // barrier or replaces the map, is not covered by it. But the next sync covers it.
 func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
+	plainAndEncrypted(t, testWritesDuringASyncAreLeftToTheNext)
+}
+
+func testWritesDuringASyncAreLeftToTheNext(t *testing.T, key *crypt.Key) {
 	for seed := range uint64(20) {
 		for _, rotation := range []bool{false, true} {
 			for _, next := range []bool{false, true} {
 				c := vfs.NewCrash(seed)
 				hook := &hookFS{FS: c}
-				w, err := CreateWriteLayer(hook, "w", 4*page, boot)
+				w, err := CreateWriteLayer(hook, "w", 4*page, boot, key)
 				must(t, err)
 				hook.afterSync = func() {
 					hook.afterSync = nil
@@ -256,7 +279,7 @@ func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
 					t.Fatal("no rotation")
 				}
 				c.PowerCut()
-				w, err = OpenWriteLayer(c, "w", 4*page, otherBoot)
+				w, err = OpenWriteLayer(c, "w", 4*page, otherBoot, key)
 				must(t, err)
 				for at, b := range []byte{'a', 'b'} {
 					if w.State(int64(at)) == Absent && (at == 1 || rotation) && !next {
@@ -275,11 +298,13 @@ func TestWritesDuringASyncAreLeftToTheNext(t *testing.T) {
 
 // The nth call of a rotation fails, for every n. The writes go on, and a sync that
 // succeeds afterwards has told the truth.
-func TestRotationMayFailAnywhere(t *testing.T) {
+func TestRotationMayFailAnywhere(t *testing.T) { plainAndEncrypted(t, testRotationMayFailAnywhere) }
+
+func testRotationMayFailAnywhere(t *testing.T, key *crypt.Key) {
 	for seed := range uint64(16) {
 		for n := 0; ; n++ {
 			c := vfs.NewCrash(seed)
-			w, err := CreateWriteLayer(c, "w", 4*page, boot)
+			w, err := CreateWriteLayer(c, "w", 4*page, boot, key)
 			must(t, err)
 			must(t, w.WriteAt(fill('a', page), 0))
 			w.rotateAt = 0
@@ -291,7 +316,7 @@ func TestRotationMayFailAnywhere(t *testing.T) {
 				t.Errorf("call %d: a write failed with its rotation: %v", n, wrote)
 			}
 			c.PowerCut()
-			w, err = OpenWriteLayer(c, "w", 4*page, otherBoot)
+			w, err = OpenWriteLayer(c, "w", 4*page, otherBoot, key)
 			must(t, err)
 			if synced == nil && (w.State(0) != Data || wrote == nil && w.State(1) != Data) {
 				t.Fatalf("seed %d, call %d: a synced page was lost", seed, n)
@@ -329,9 +354,13 @@ func (f fullFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func TestFailedSyncFailsAllLaterOnes(t *testing.T) {
+	plainAndEncrypted(t, testFailedSyncFailsAllLaterOnes)
+}
+
+func testFailedSyncFailsAllLaterOnes(t *testing.T, key *crypt.Key) {
 	for n := 0; ; n++ {
 		c := vfs.NewCrash(uint64(n))
-		w, err := CreateWriteLayer(c, "w", 8*page, boot)
+		w, err := CreateWriteLayer(c, "w", 8*page, boot, key)
 		must(t, err)
 		must(t, w.WriteAt(fill('a', page), 0))
 		c.FailCall(n, syscall.EIO)
@@ -348,7 +377,7 @@ func TestFailedSyncFailsAllLaterOnes(t *testing.T) {
 			t.Errorf("sync after call %d failed: %v", n, err)
 		}
 		c.Kill()
-		w, err = OpenWriteLayer(c, "w", 8*page, boot)
+		w, err = OpenWriteLayer(c, "w", 8*page, boot, key)
 		must(t, err)
 		// Call 0 makes data durable. From then on it is.
 		if got := w.State(0); (got == Data) != (n > 0) {
@@ -362,6 +391,10 @@ func TestFailedSyncFailsAllLaterOnes(t *testing.T) {
 // rotations, until the process stops somewhere. Each writer knows what must be there
 // after a power cut.
 func TestConcurrentWritersSurvivePowerCuts(t *testing.T) {
+	plainAndEncrypted(t, testConcurrentWritersSurvivePowerCuts)
+}
+
+func testConcurrentWritersSurvivePowerCuts(t *testing.T, key *crypt.Key) {
 	const (
 		writers        = 4
 		pagesPerWriter = 6
@@ -369,7 +402,7 @@ func TestConcurrentWritersSurvivePowerCuts(t *testing.T) {
 	)
 	for seed := range uint64(60) {
 		c := vfs.NewCrash(seed)
-		w, err := CreateWriteLayer(c, "w", pages*page, boot)
+		w, err := CreateWriteLayer(c, "w", pages*page, boot, key)
 		must(t, err)
 		w.minLog, w.rotateAt = 300, 300
 		c.StopCall(int(50 + seed*7))
@@ -403,7 +436,7 @@ func TestConcurrentWritersSurvivePowerCuts(t *testing.T) {
 		}
 		wg.Wait()
 		c.PowerCut()
-		w, err = OpenWriteLayer(c, "w", pages*page, otherBoot)
+		w, err = OpenWriteLayer(c, "w", pages*page, otherBoot, key)
 		must(t, err)
 		for at := range int64(pages) {
 			for off := int64(0); off < page; off += sectorSize {

@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -36,6 +37,7 @@ type layerModel struct {
 	*rapid.T
 	fs    *vfs.Crash
 	w     *WriteLayer
+	key   *crypt.Key // nil: the layer is not encrypted
 	boot  int
 	size  int64
 	from  int64 // first sector of the window
@@ -69,13 +71,16 @@ func newLayerModel(t *rapid.T) *layerModel {
 		next:  firstStamp,
 		floor: rapid.SampledFrom([]int64{0, 100, 400, 16 << 20}).Draw(t, "log floor"),
 	}
+	if rapid.Bool().Draw(t, "encrypted") {
+		m.key = testKey(1)
+	}
 	m.sectors = make([]modelSector, m.size/sectorSize-m.from)
 	for i := range m.sectors {
 		m.sectors[i].allowed = []stamp{lower}
 	}
 	m.noError(m.fs.MkdirAll("vol", 0o700))
 	m.noError(m.fs.SyncDir("/"))
-	w, err := CreateWriteLayer(m.fs, layerDir, m.size, m.bootID())
+	w, err := CreateWriteLayer(m.fs, layerDir, m.size, m.bootID(), m.key)
 	m.noError(err)
 	m.use(w)
 	return m
@@ -189,7 +194,7 @@ func (m *layerModel) change(first int64, content []stamp, op func() error) {
 
 func (m *layerModel) states() []PageState {
 	var s []PageState
-	for page := m.from / sectorsPerPage; page < m.w.pages.pages; page++ {
+	for page := m.from / sectorsPerPage; page < m.w.pages.Load().pages; page++ {
 		s = append(s, m.w.State(page))
 	}
 	return s
@@ -265,7 +270,7 @@ func (m *layerModel) restart() {
 	}
 	m.distrusted = false
 	m.settle()
-	if s, n := m.w.Run(0, m.w.pages.pages); n < m.from/sectorsPerPage || s != Absent && n != m.w.pages.pages {
+	if s, n := m.w.Run(0, m.w.pages.Load().pages); n < m.from/sectorsPerPage || s != Absent && n != m.w.pages.Load().pages {
 		m.Fatalf("outside of the window: %v × %d", s, n)
 	}
 }
@@ -276,13 +281,13 @@ func (m *layerModel) reopen() {
 	if rapid.IntRange(0, 3).Draw(m.T, "fault in open") == 0 {
 		m.fs.FailCall(rapid.IntRange(0, 25).Draw(m.T, "call"), syscall.EIO)
 	}
-	w, err := OpenWriteLayer(m.fs, layerDir, m.size, m.bootID())
+	w, err := OpenWriteLayer(m.fs, layerDir, m.size, m.bootID(), m.key)
 	m.fs.ClearFault()
 	if err != nil {
 		m.checkKind(err)
 		m.taint()
 		m.fs.Kill()
-		w, err = OpenWriteLayer(m.fs, layerDir, m.size, m.bootID())
+		w, err = OpenWriteLayer(m.fs, layerDir, m.size, m.bootID(), m.key)
 	}
 	m.noError(err)
 	m.use(w)
@@ -307,7 +312,7 @@ func (m *layerModel) step() {
 	sector := first * sectorsPerPage
 	count := min(n*sectorsPerPage, int64(len(m.sectors))-sector)
 	off := (m.from + sector) * sectorSize
-	switch rapid.SampledFrom([]string{"write", "write", "write", "part", "part", "zero", "sync", "sync", "restart"}).Draw(m.T, "op") {
+	switch rapid.SampledFrom([]string{"write", "write", "write", "part", "part", "zero", "sync", "sync", "restart", "grow"}).Draw(m.T, "op") {
 	case "write":
 		content, p := m.draw(count)
 		m.change(sector, content, func() error { return m.w.WriteAt(p, off) })
@@ -330,6 +335,44 @@ func (m *layerModel) step() {
 		m.sync()
 	case "restart":
 		m.restart()
+	case "grow":
+		m.grow(rapid.Int64Range(0, 20).Draw(m.T, "more"))
+	}
+}
+
+// grow makes the device some sectors larger, with or without the process that does.
+func (m *layerModel) grow(sectors int64) {
+	m.Helper()
+	size := m.size + sectors*sectorSize
+	err := m.w.Extend(size)
+	m.fs.ClearFault()
+	m.checkKind(err)
+	if err != nil {
+		if m.fs.Stopped() {
+			m.restart()
+		}
+		m.noticeLoss()
+		return
+	}
+	// From here on the size is on record.
+	short := m.w.pages.Load().pages * sectorsPerPage
+	m.size = size
+	for at := m.from + int64(len(m.sectors)); at < size/sectorSize; at++ {
+		s := modelSector{now: lower, allowed: []stamp{lower}}
+		if at < short { // a page that has other sectors may go on with zeros
+			s = modelSector{allowed: []stamp{lower, zeros}, unsure: true}
+		}
+		m.sectors = append(m.sectors, s)
+	}
+	if m.fs.Stopped() || rapid.IntRange(0, 3).Draw(m.T, "dies") == 0 {
+		m.restart()
+		return
+	}
+	m.w.Grow(size)
+	for i := range m.sectors {
+		if s := &m.sectors[i]; s.unsure {
+			s.now, s.unsure = m.read(int64(i)), false
+		}
 	}
 }
 

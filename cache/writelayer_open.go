@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 )
 
@@ -30,8 +31,8 @@ const (
 // 1 to 64 bytes, names this start of the host, as /proc/sys/kernel/random/boot_id
 // does. The layer is durable on return. What an interrupted creation has left is
 // replaced; a layer that exists is fs.ErrExist. A filesystem that cannot hold a file
-// of that size is syscall.EFBIG.
-func CreateWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *WriteLayer, err error) {
+// of that size is syscall.EFBIG. key, if not nil, encrypts the layer.
+func CreateWriteLayer(fsys vfs.FS, dir string, size int64, bootID string, key *crypt.Key) (_ *WriteLayer, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("create write layer %s: %w", dir, err)
@@ -50,10 +51,13 @@ func CreateWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Wr
 	if generation != 0 {
 		return nil, fmt.Errorf("%s: %w", mapName(generation), fs.ErrExist)
 	}
-	w := newWriteLayer(fsys, dir, size, bootID)
+	w := newWriteLayer(fsys, dir, size, bootID, key)
 	w.data, err = fsys.OpenFile(w.path(dataName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if key != nil {
+		w.encrypt(crypt.NewSectorSalt())
 	}
 	if err := w.format(); err != nil {
 		return nil, errors.Join(err, w.data.Close())
@@ -63,13 +67,13 @@ func CreateWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Wr
 
 // format gives a new layer its size and its first map.
 func (w *WriteLayer) format() error {
-	if err := sizeFile(w.data, w.size); err != nil {
+	if err := sizeFile(w.data, w.size()); err != nil {
 		return err
 	}
 	if err := w.data.Sync(); err != nil {
 		return err
 	}
-	log, err := w.createMap(1, nil)
+	log, err := w.createMap(1, w.size(), nil)
 	if err != nil {
 		return err
 	}
@@ -81,13 +85,13 @@ func (w *WriteLayer) format() error {
 }
 
 // OpenWriteLayer opens the layer in dir, which no other process may have open. size
-// must be the device's. If bootID is the one under which the layer was written
+// must be the device's; a layer of a smaller one that was extended to it grows. If bootID is the one under which the layer was written
 // last, all that was ever written is there; otherwise what was synced is, and of
 // the rest some. All that is there is durable on return.
 //
 // A folder without a layer is fs.ErrNotExist: creating it had not been finished. A
 // damaged layer is manifest.ErrCorrupt, one of another version manifest.ErrVersion.
-func OpenWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *WriteLayer, err error) {
+func OpenWriteLayer(fsys vfs.FS, dir string, size int64, bootID string, key *crypt.Key) (_ *WriteLayer, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open write layer %s: %w", dir, err)
@@ -103,7 +107,7 @@ func OpenWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) (_ *Writ
 	if generation == 0 {
 		return nil, fmt.Errorf("no map: %w", fs.ErrNotExist)
 	}
-	w := newWriteLayer(fsys, dir, size, bootID)
+	w := newWriteLayer(fsys, dir, size, bootID, key)
 	w.data, err = fsys.OpenFile(w.path(dataName), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, corrupt("there is a map but no %s", dataName)
@@ -125,17 +129,23 @@ func (w *WriteLayer) load(generation uint64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	h, m, err := readCheckpoint(f, w.size)
+	h, m, err := readCheckpoint(f, w.size())
 	if err != nil {
 		return err
 	}
 	if h.generation != generation {
 		return corrupt("generation %d", h.generation)
 	}
+	if (h.salt != nil) != (w.key != nil) {
+		return corrupt("encrypted: %t, and the volume: %t", h.salt != nil, w.key != nil)
+	}
+	if h.salt != nil {
+		w.encrypt(h.salt)
+	}
 	if err := replay(f, h, m, h.bootID == w.bootID); err != nil {
 		return err
 	}
-	w.pages = m
+	w.pages.Store(m)
 	if err := w.data.Sync(); err != nil {
 		return errors.Join(err, h.disown(f))
 	}
@@ -145,15 +155,13 @@ func (w *WriteLayer) load(generation uint64) (err error) {
 // recover loads a map and replaces it by one that holds what was believed of it, so
 // that what this process writes is judged by its own boot id alone.
 func (w *WriteLayer) recover(generation uint64) error {
-	if size, err := w.data.Size(); err != nil {
+	if err := w.fit(w.size()); err != nil {
 		return err
-	} else if size != w.size {
-		return corrupt("%s has %d bytes, the device %d", dataName, size, w.size)
 	}
 	if err := w.load(generation); err != nil {
 		return fmt.Errorf("%s: %w", mapName(generation), err)
 	}
-	log, err := w.createMap(generation+1, w.pages.freeze())
+	log, err := w.createMap(generation+1, w.size(), w.pages.Load().freeze())
 	if err != nil {
 		return err
 	}
@@ -199,15 +207,22 @@ func RemoveWriteLayer(fsys vfs.FS, dir string) (err error) {
 	return fsys.SyncDir(filepath.Dir(dir))
 }
 
-func newWriteLayer(fsys vfs.FS, dir string, size int64, bootID string) *WriteLayer {
-	return &WriteLayer{
+// encrypt makes the data file one of encrypted sectors.
+func (w *WriteLayer) encrypt(salt []byte) {
+	w.salt = salt
+	w.data = newSectorFile(w.data, w.key.Sectors(salt))
+}
+
+func newWriteLayer(fsys vfs.FS, dir string, size int64, bootID string, key *crypt.Key) *WriteLayer {
+	w := &WriteLayer{
 		fs:     fsys,
 		dir:    dir,
-		size:   size,
 		bootID: bootID,
+		key:    key,
 		minLog: minLogLen,
-		pages:  newPageMap(size),
 	}
+	w.pages.Store(newPageMap(size))
+	return w
 }
 
 func checkWriteLayer(size int64, bootID string) error {
@@ -242,14 +257,14 @@ func (w *WriteLayer) rotateIfFull() {
 // barrier is appended meanwhile.
 func (w *WriteLayer) rotate() error {
 	w.markMu.Lock()
-	extents := w.pages.freeze()
+	size, extents := w.size(), w.pages.Load().freeze()
 	from := w.log.end
 	w.markMu.Unlock()
 	if err := w.makeDurable(w.data); err != nil {
 		return err
 	}
 	old := w.log
-	log, err := w.createMap(old.header.generation+1, extents)
+	log, err := w.createMap(old.header.generation+1, size, extents)
 	if err != nil {
 		return err
 	}
@@ -289,16 +304,17 @@ func (w *WriteLayer) replaceMap(log *markLog, from uint64) error {
 	return nil
 }
 
-// createMap writes a map file of the extents under a temporary name and makes its
+// createMap writes a map file of the extents, of a device of size bytes, under a temporary name and makes its
 // bytes durable.
-func (w *WriteLayer) createMap(generation uint64, extents []extent) (*markLog, error) {
+func (w *WriteLayer) createMap(generation uint64, size int64, extents []extent) (*markLog, error) {
 	var nonce [4]byte
 	rand.Read(nonce[:]) // never fails: crypto/rand
 	h := mapHeader{
-		size:       w.size,
+		size:       size,
 		generation: generation,
 		nonce:      binary.LittleEndian.Uint32(nonce[:]),
 		bootID:     w.bootID,
+		salt:       w.salt,
 	}
 	f, err := w.fs.OpenFile(w.path(mapName(generation)+tmpSuffix), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

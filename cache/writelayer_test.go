@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -24,9 +25,9 @@ const (
 )
 
 // newWriteLayerAt creates a layer on the real filesystem.
-func newWriteLayerAt(t testing.TB, dir string, size int64) *WriteLayer {
+func newWriteLayerAt(t testing.TB, dir string, size int64, key *crypt.Key) *WriteLayer {
 	t.Helper()
-	w, err := CreateWriteLayer(vfs.OS(), dir, size, boot)
+	w, err := CreateWriteLayer(vfs.OS(), dir, size, boot, key)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := w.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
@@ -39,8 +40,12 @@ func newWriteLayerAt(t testing.TB, dir string, size int64) *WriteLayer {
 func fill(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
 
 func TestWriteLayerShowsWhatWasWritten(t *testing.T) {
+	plainAndEncrypted(t, testWriteLayerShowsWhatWasWritten)
+}
+
+func testWriteLayerShowsWhatWasWritten(t *testing.T, key *crypt.Key) {
 	size := int64(10*page + 512)
-	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), size)
+	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), size, key)
 	must(t, w.WriteAt(fill('a', 2*page), 1*page))
 	must(t, w.WriteAt(fill('b', 100), 2*page-50))
 	must(t, w.WriteAt(fill('c', 512), 10*page))
@@ -77,8 +82,12 @@ func TestWriteLayerShowsWhatWasWritten(t *testing.T) {
 }
 
 func TestWriteLayerRefusesWhatItCannotKeep(t *testing.T) {
+	plainAndEncrypted(t, testWriteLayerRefusesWhatItCannotKeep)
+}
+
+func testWriteLayerRefusesWhatItCannotKeep(t *testing.T, key *crypt.Key) {
 	size := int64(4*page + 512)
-	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), size)
+	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), size, key)
 	must(t, w.WriteAt(fill('a', page), page))
 	for name, err := range map[string]error{
 		"part of an absent page":     w.WriteAt(fill('b', 100), 0),
@@ -104,11 +113,11 @@ func TestWriteLayerRefusesWhatItCannotKeep(t *testing.T) {
 
 	dir := t.TempDir()
 	for name, create := range map[string]func() (*WriteLayer, error){
-		"no boot id":      func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, page, "") },
-		"long boot id":    func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, page, string(fill('b', 65))) },
-		"too large":       func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, MaxWriteLayerSize+1, boot) },
-		"negative":        func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, -1, boot) },
-		"open no boot id": func() (*WriteLayer, error) { return OpenWriteLayer(vfs.OS(), dir, page, "") },
+		"no boot id":      func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, page, "", key) },
+		"long boot id":    func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, page, string(fill('b', 65)), key) },
+		"too large":       func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, MaxWriteLayerSize+1, boot, key) },
+		"negative":        func() (*WriteLayer, error) { return CreateWriteLayer(vfs.OS(), dir, -1, boot, key) },
+		"open no boot id": func() (*WriteLayer, error) { return OpenWriteLayer(vfs.OS(), dir, page, "", key) },
 	} {
 		if _, err := create(); err == nil {
 			t.Errorf("%s is accepted", name)
@@ -117,51 +126,63 @@ func TestWriteLayerRefusesWhatItCannotKeep(t *testing.T) {
 }
 
 func TestEmptyDeviceHasAnEmptyLayer(t *testing.T) {
+	plainAndEncrypted(t, testEmptyDeviceHasAnEmptyLayer)
+}
+
+func testEmptyDeviceHasAnEmptyLayer(t *testing.T, key *crypt.Key) {
 	dir := filepath.Join(t.TempDir(), "w")
-	w := newWriteLayerAt(t, dir, 0)
+	w := newWriteLayerAt(t, dir, 0, key)
 	must(t, w.Sync())
 	if _, ok := w.NextBlock(0, page); ok || w.DirtyBytes() != 0 {
 		t.Error("something is dirty")
 	}
 	must(t, w.Close())
-	w, err := OpenWriteLayer(vfs.OS(), dir, 0, otherBoot)
+	w, err := OpenWriteLayer(vfs.OS(), dir, 0, otherBoot, key)
 	must(t, err)
 	must(t, w.Close())
 }
 
 func TestLayerOfAnotherSizeOrDamagedIsRefused(t *testing.T) {
+	plainAndEncrypted(t, testLayerOfAnotherSizeOrDamagedIsRefused)
+}
+
+func testLayerOfAnotherSizeOrDamagedIsRefused(t *testing.T, key *crypt.Key) {
 	dir := filepath.Join(t.TempDir(), "w")
-	must(t, newWriteLayerAt(t, dir, 8*page).Close())
-	if _, err := CreateWriteLayer(vfs.OS(), dir, 8*page, boot); !errors.Is(err, fs.ErrExist) {
+	must(t, newWriteLayerAt(t, dir, 8*page, key).Close())
+	if _, err := CreateWriteLayer(vfs.OS(), dir, 8*page, boot, key); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("created twice: %v", err)
 	}
-	if _, err := OpenWriteLayer(vfs.OS(), dir, 9*page, boot); !errors.Is(err, manifest.ErrCorrupt) {
+	if _, err := OpenWriteLayer(vfs.OS(), dir, 9*page, boot, key); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("other size: %v", err)
 	}
 	must(t, os.Truncate(filepath.Join(dir, "data"), 7*page))
-	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot); !errors.Is(err, manifest.ErrCorrupt) {
+	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot, key); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("data cut off: %v", err)
 	}
 	must(t, os.Remove(filepath.Join(dir, "data")))
-	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot); !errors.Is(err, manifest.ErrCorrupt) {
+	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot, key); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("no data: %v", err)
 	}
 	// A damaged map must not make an older one count.
 	dir = filepath.Join(t.TempDir(), "w")
-	must(t, newWriteLayerAt(t, dir, 8*page).Close())
+	must(t, newWriteLayerAt(t, dir, 8*page, key).Close())
 	must(t, os.WriteFile(filepath.Join(dir, mapName(2)), fill(0, 5000), 0o600))
-	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot); !errors.Is(err, manifest.ErrCorrupt) {
+	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot, key); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("damaged map: %v", err)
 	}
 	must(t, RemoveWriteLayer(vfs.OS(), dir))
 	must(t, RemoveWriteLayer(vfs.OS(), dir))
-	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := OpenWriteLayer(vfs.OS(), dir, 8*page, boot, key); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("removed: %v", err)
 	}
 }
 
 func TestDataBeyondAFilesystemsLimitIsRefusedByName(t *testing.T) {
-	w, err := CreateWriteLayer(limitedFS{vfs.OS()}, filepath.Join(t.TempDir(), "w"), 1<<40, boot)
+	plainAndEncrypted(t, testDataBeyondAFilesystemsLimitIsRefusedByName)
+}
+
+func testDataBeyondAFilesystemsLimitIsRefusedByName(t *testing.T, key *crypt.Key) {
+	w, err := CreateWriteLayer(limitedFS{vfs.OS()}, filepath.Join(t.TempDir(), "w"), 1<<40, boot, key)
 	if !errors.Is(err, syscall.EFBIG) {
 		t.Errorf("%v, %v", w, err)
 	}
@@ -180,7 +201,11 @@ func (l limitedFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, 
 func (limitedFile) Truncate(int64) error { return syscall.EFBIG }
 
 func TestWriteOfDataPagesNeedsNoMark(t *testing.T) {
-	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), mib)
+	plainAndEncrypted(t, testWriteOfDataPagesNeedsNoMark)
+}
+
+func testWriteOfDataPagesNeedsNoMark(t *testing.T, key *crypt.Key) {
+	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), mib, key)
 	must(t, w.WriteAt(fill('a', 8*page), 0))
 	must(t, w.Sync())
 	end := w.log.end
@@ -197,9 +222,11 @@ func TestWriteOfDataPagesNeedsNoMark(t *testing.T) {
 	}
 }
 
-func TestZeroFreesSpace(t *testing.T) {
+func TestZeroFreesSpace(t *testing.T) { plainAndEncrypted(t, testZeroFreesSpace) }
+
+func testZeroFreesSpace(t *testing.T, key *crypt.Key) {
 	dir := filepath.Join(t.TempDir(), "w")
-	w := newWriteLayerAt(t, dir, 8*mib)
+	w := newWriteLayerAt(t, dir, 8*mib, key)
 	must(t, w.WriteAt(fill('a', 8*mib), 0))
 	must(t, w.Sync())
 	must(t, w.Zero(0, 8*mib))
@@ -209,10 +236,14 @@ func TestZeroFreesSpace(t *testing.T) {
 }
 
 func TestDiscardOfAWholeHugeDeviceIsQuick(t *testing.T) {
+	plainAndEncrypted(t, testDiscardOfAWholeHugeDeviceIsQuick)
+}
+
+func testDiscardOfAWholeHugeDeviceIsQuick(t *testing.T, key *crypt.Key) {
 	// Just below 16 TiB, where ext4 stops.
 	size := int64(16<<40 - 1<<20)
 	dir := filepath.Join(t.TempDir(), "w")
-	w := newWriteLayerAt(t, dir, size)
+	w := newWriteLayerAt(t, dir, size, key)
 	must(t, w.WriteAt(fill('a', 3*page), size/2/page*page))
 	start := time.Now()
 	must(t, w.Zero(0, size))
@@ -226,7 +257,7 @@ func TestDiscardOfAWholeHugeDeviceIsQuick(t *testing.T) {
 	}
 	must(t, w.Sync())
 	must(t, w.Close())
-	w, err := OpenWriteLayer(vfs.OS(), dir, size, otherBoot)
+	w, err := OpenWriteLayer(vfs.OS(), dir, size, otherBoot, key)
 	must(t, err)
 	if s, n := w.Run(0, size); s != Zero || n != size/page {
 		t.Errorf("%v × %d after reopening", s, n)
@@ -234,8 +265,10 @@ func TestDiscardOfAWholeHugeDeviceIsQuick(t *testing.T) {
 	must(t, w.Close())
 }
 
-func TestReadersNeedNoLock(t *testing.T) {
-	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), 2*regionPages*page)
+func TestReadersNeedNoLock(t *testing.T) { plainAndEncrypted(t, testReadersNeedNoLock) }
+
+func testReadersNeedNoLock(t *testing.T, key *crypt.Key) {
+	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), 2*regionPages*page, key)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 2 {
@@ -277,8 +310,10 @@ func TestReadersNeedNoLock(t *testing.T) {
 	wg.Wait()
 }
 
-func TestLookupAllocatesNothing(t *testing.T) {
-	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), mib)
+func TestLookupAllocatesNothing(t *testing.T) { plainAndEncrypted(t, testLookupAllocatesNothing) }
+
+func testLookupAllocatesNothing(t *testing.T, key *crypt.Key) {
+	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), mib, key)
 	p := fill('a', page)
 	must(t, w.WriteAt(p, 0))
 	if n := testing.AllocsPerRun(100, func() {

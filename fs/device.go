@@ -16,7 +16,8 @@ import "context"
 // errno.go: wrap a syscall.Errno of that table for anything that should not be
 // plain EIO.
 type Device interface {
-	// Size returns the number of bytes of the device. It never changes.
+	// Size returns the number of bytes of the device. It never shrinks. When it has
+	// grown, Server.Resized tells the kernel.
 	Size() int64
 
 	// ReadOnly reports whether writes, zeroing and syncing make no sense.

@@ -22,7 +22,7 @@ const (
 
 	// attrTimeout is for how long the kernel may believe names and the image's
 	// attributes. Nothing but requests through this very mount changes them, and
-	// after those the kernel asks again.
+	// after those, as after Server.Resized, the kernel asks again.
 	attrTimeout = time.Hour
 )
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 // "sync" and "seek", are counted and can be held up, slowed and made to fail.
 type memory struct {
 	readOnly bool
+
+	size atomic.Int64 // of data
 
 	dataMu sync.RWMutex // guards data
 	data   []byte
@@ -39,6 +42,7 @@ type Operation struct {
 
 func newMemory(data []byte, readOnly bool) *memory {
 	m := &memory{readOnly: readOnly, data: data, ops: make(map[string]*Operation)}
+	m.size.Store(int64(len(data)))
 	for _, name := range []string{"read", "write", "zero", "sync", "seek"} {
 		m.ops[name] = new(Operation)
 	}
@@ -109,7 +113,7 @@ func (m *memory) do(ctx context.Context, name string, f func()) error {
 	return nil
 }
 
-func (m *memory) Size() int64    { return int64(len(m.data)) }
+func (m *memory) Size() int64    { return m.size.Load() }
 func (m *memory) ReadOnly() bool { return m.readOnly }
 
 func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) (n int, err error) {

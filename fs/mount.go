@@ -160,6 +160,7 @@ func serve(conn *os.File, path string, d Device, o Options) (*Server, error) {
 	}
 	s := &Server{mount: mount, conn: conn, done: make(chan struct{})}
 	files := newTree(d, o, func() bool { return alive(conn) })
+	s.resized = files.root.image.forgetAttributes
 
 	// go-fuse closes the descriptor it is given, when it likes.
 	fd, err := unix.FcntlInt(conn.Fd(), unix.F_DUPFD_CLOEXEC, 0)

@@ -11,6 +11,8 @@ type Server struct {
 	mount mountPoint
 	conn  *os.File
 	done  chan struct{} // closed when all of it has ended
+
+	resized func()
 }
 
 // Dir returns the mountpoint, an absolute path without symbolic links.

@@ -224,8 +224,10 @@ type snapshotInfo struct {
 	Description             string
 	VolumeSize              int64
 	Encrypted               bool
+	KmsKeyId                string
 	Tags                    []struct{ Key, Value string }
 	ParentSnapshotId        string
+	SetId                   string
 	FullSnapshotSizeInBytes int64
 	VolumeSizeBytes         int64
 	StoredBytes             int64

@@ -109,13 +109,13 @@ func checkRegistry(t *testing.T, s *store, g *registry) {
 	s.holdsOnlyRecords(t)
 }
 
-// holdsOnlyRecords checks that nothing is left in a store but the records that
+// holdsOnlyRecords checks that nothing is left in a store but events and the records that
 // stay for ever.
 func (s *store) holdsOnlyRecords(t testing.TB) {
 	t.Helper()
 	for key, size := range s.objects(t, "") {
 		switch kind, _, _ := strings.Cut(key, "/"); kind {
-		case "store.json", "lineages", "intents", "outcomes", "tombstones":
+		case "store.json", "lineages", "intents", "outcomes", "tombstones", "events":
 		default:
 			t.Errorf("left in the store: %s (%d bytes)", key, size)
 		}

@@ -16,22 +16,24 @@ const module = "github.com/lazyvol/lazyvol/"
 // of ours. Tests may import more, of what is made for tests.
 var layers = map[string][]string{
 	"manifest":                  {},
-	"blockstore":                {"manifest"},
+	"crypt":                     {},
+	"crypt/kmstest":             {},
+	"blockstore":                {"manifest", "crypt"},
 	"blockstore/blockstoretest": {"manifest", "blockstore"},
-	"snapshot":                  {"manifest", "blockstore"},
-	"cache":                     {"manifest", "internal/vfs"},
-	"volume":                    {"manifest", "blockstore", "snapshot", "cache", "internal/vfs"},
+	"snapshot":                  {"manifest", "crypt", "blockstore"},
+	"cache":                     {"manifest", "crypt", "internal/vfs"},
+	"volume":                    {"manifest", "crypt", "blockstore", "snapshot", "cache", "internal/vfs"},
 	"hydrate":                   {"manifest"},
 	"fs":                        {},
 	"internal/loopdev":          {},
 	"internal/vfs":              {},
-	"cmd/lazyvol":               {"manifest", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/vfs"},
+	"cmd/lazyvol":               {"manifest", "crypt", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/vfs"},
 	"integration":               {},
 	"integration/bench":         {"manifest", "blockstore"},
 }
 
 // forTests are the packages that only tests may import, wherever they are.
-var forTests = []string{"blockstore/blockstoretest"}
+var forTests = []string{"blockstore/blockstoretest", "crypt/kmstest"}
 
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()

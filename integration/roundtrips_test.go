@@ -77,7 +77,7 @@ func TestFirstByteIsFewRoundTripsAway(t *testing.T) {
 		most   int
 	}{
 		{"mount SNAP", false, 4},          // pin; tombstone; leaf; block
-		{"volume create, mount", true, 5}, // store.json; pin; tombstone; store.json, pin and leaf; block
+		{"volume create, mount", true, 6}, // store.json; pin; tombstone; event; store.json, pin and leaf; block
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

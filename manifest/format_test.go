@@ -34,8 +34,8 @@ func TestFormatPageAgreesWithTheCode(t *testing.T) {
 		}
 	}
 	for name, record := range map[string]any{
-		"store": testStore(), "lineage": testLineage(), "intent": testIntent(), "committed": testOutcome(), "aborted": testAborted(),
-		"tombstone": testTombstone(), "pin": testPin(), "meta": testMeta(), "progress": testProgress(),
+		"store": testStore(), "lineage": testLineage(), "intent": testIntent(), "committed": testOutcome(), "aborted": testAborted(), "set": testSet(),
+		"tombstone": testTombstone(), "pin": testPin(), "meta": testMeta(), "kept": testKept(), "policy": testPolicy(), "progress": testProgress(),
 	} {
 		encoded, err := manifest.EncodeRecord(record)
 		if err != nil {
@@ -56,7 +56,7 @@ func TestFormatPageAgreesWithTheCode(t *testing.T) {
 		"MaxPackSlots": manifest.MaxPackSlots, "SectionPacks": manifest.SectionPacks, "MaxSectionLength": manifest.MaxSectionLength,
 		"LeavesPartSize": manifest.LeavesPartSize, "MaxRootLength": manifest.MaxRootLength,
 		"InlineRootMax": manifest.InlineRootMax, "MaxRecordLength": manifest.MaxRecordLength,
-		"MaxTraceBlocks": manifest.MaxTraceBlocks,
+		"MaxTraceBlocks": manifest.MaxTraceBlocks, "MaxSetMembers": manifest.MaxSetMembers,
 	} {
 		if row := fmt.Sprintf("| `%s` | %d |", name, bound); !strings.Contains(page, row) {
 			t.Errorf("the page's table of bounds has no row %s", row)

@@ -10,8 +10,16 @@ import (
 	"strings"
 )
 
-// ErrID is wrapped by the error for text that is not an id of the kind asked for.
-var ErrID = errors.New("malformed id")
+var (
+	// ErrID is wrapped by the error for text that is not an id of the kind asked for.
+	ErrID = errors.New("malformed id")
+
+	// ErrSnapshotID is the ErrID of a snapshot's.
+	ErrSnapshotID = fmt.Errorf("%w: snapshot", ErrID)
+
+	// ErrVolumeID is the ErrID of a volume's.
+	ErrVolumeID = fmt.Errorf("%w: volume", ErrID)
+)
 
 const (
 	snapshotPrefix = "snap-"
@@ -81,13 +89,13 @@ func NewSnapshotID(l LineageID) SnapshotID {
 func ParseSnapshotID(s string) (SnapshotID, error) {
 	digits, ok := strings.CutPrefix(s, snapshotPrefix)
 	if !ok || len(digits) != idDigits {
-		return SnapshotID{}, fmt.Errorf("%w: snapshot %q", ErrID, s)
+		return SnapshotID{}, fmt.Errorf("%w %q", ErrSnapshotID, s)
 	}
 	lineage, okLineage := parseHex(digits[:lineageDigits], lineageDigits)
 	serial, okSerial := parseHex(digits[lineageDigits:], serialDigits)
 	id := SnapshotID{Lineage: LineageID(lineage), Serial: serial}
 	if !okLineage || !okSerial || !id.Valid() {
-		return SnapshotID{}, fmt.Errorf("%w: snapshot %q", ErrID, s)
+		return SnapshotID{}, fmt.Errorf("%w %q", ErrSnapshotID, s)
 	}
 	return id, nil
 }
@@ -107,7 +115,7 @@ func (s SnapshotID) String() string {
 // MarshalText returns what String does. An id that names no snapshot has no text.
 func (s SnapshotID) MarshalText() ([]byte, error) {
 	if !s.Valid() {
-		return nil, fmt.Errorf("%w: snapshot %s", ErrID, s)
+		return nil, fmt.Errorf("%w %s", ErrSnapshotID, s)
 	}
 	return []byte(s.String()), nil
 }
@@ -132,7 +140,7 @@ func NewVolumeID() VolumeID {
 func ParseVolumeID(s string) (VolumeID, error) {
 	digits, ok := strings.CutPrefix(s, volumePrefix)
 	if !ok || len(digits) != idDigits || !isHex(digits) {
-		return "", fmt.Errorf("%w: volume %q", ErrID, s)
+		return "", fmt.Errorf("%w %q", ErrVolumeID, s)
 	}
 	return VolumeID(s), nil
 }

@@ -35,6 +35,9 @@ func snapshotKey(kind string, s SnapshotID) string { return KindPrefix(kind) + s
 // StoreKey is where the [StoreRecord] lies.
 func StoreKey() string { return "store.json" }
 
+// PolicyKey is where the [Policy] lies.
+func PolicyKey() string { return "policy" }
+
 // LineageKey is where a [LineageRecord] lies.
 func LineageKey(l LineageID) string { return KindPrefix(KindLineages) + l.String() }
 

@@ -22,7 +22,7 @@ const (
 	// ChecksumLen is the length in bytes of the CRC32C that follows what it covers.
 	ChecksumLen = 4
 
-	// flagSealed is reserved for objects encrypted under their lineage's data key.
+	// flagSealed is that of objects sealed under their lineage's data key.
 	flagSealed = 1 << 0
 )
 
@@ -41,17 +41,26 @@ type ObjectFormat struct {
 }
 
 // AppendHeader appends the object header, without flags.
-func (f ObjectFormat) AppendHeader(b []byte) []byte {
+func (f ObjectFormat) AppendHeader(b []byte) []byte { return f.appendHeader(b, 0) }
+
+// AppendSealedHeader appends the header of an object that is sealed, which may be done in
+// parts.
+func (f ObjectFormat) AppendSealedHeader(b []byte) []byte { return f.appendHeader(b, flagSealed) }
+
+func (f ObjectFormat) appendHeader(b []byte, flags uint16) []byte {
 	b = append(b, f.Magic...)
 	b = binary.LittleEndian.AppendUint16(b, f.Version)
-	return binary.LittleEndian.AppendUint16(b, 0)
+	return binary.LittleEndian.AppendUint16(b, flags)
 }
 
-// CheckHeader checks that data begins with the header of an object of this kind. Its error wraps
+// CheckHeader is CheckSealed for an object that is not sealed, or was opened.
+func (f ObjectFormat) CheckHeader(data []byte) error { return f.CheckSealed(data, false) }
+
+// CheckSealed checks that data begins with the header of an object of this kind, sealed or not. Its error wraps
 // [ErrVersion] if the kind is right and the version or a flag is not known, else [ErrCorrupt]. It is
 // to be called before anything else is believed, the length and the checksum included: another
 // version may lay them out differently.
-func (f ObjectFormat) CheckHeader(data []byte) error {
+func (f ObjectFormat) CheckSealed(data []byte, sealed bool) error {
 	if len(data) < ObjectHeaderLen {
 		return corrupt(f.Name, "%d bytes are too short for a header", len(data))
 	}
@@ -62,10 +71,12 @@ func (f ObjectFormat) CheckHeader(data []byte) error {
 		return fmt.Errorf("%s: %w: version %d, and this build reads %d", f.Name, ErrVersion, v, f.Version)
 	}
 	switch flags := binary.LittleEndian.Uint16(data[6:]); {
-	case flags == 0:
+	case flags == 0 && !sealed, flags == flagSealed && sealed:
 		return nil
-	case flags&flagSealed != 0:
-		return fmt.Errorf("%s: %w: sealed (encrypted), which this build does not read", f.Name, ErrVersion)
+	case flags == 0:
+		return corrupt(f.Name, "it is not sealed, though its lineage is encrypted")
+	case flags == flagSealed:
+		return fmt.Errorf("%s: %w: sealed (encrypted), though its lineage is not", f.Name, ErrVersion)
 	default:
 		return fmt.Errorf("%s: %w: flags %#04x, which this build does not know", f.Name, ErrVersion, flags)
 	}

@@ -38,12 +38,17 @@ type LineageRecord struct {
 	BlockSize  int         `json:"blockSize"` // in bytes
 	Created    time.Time   `json:"created"`
 	Encryption *Encryption `json:"encryption,omitempty"` // nil: not encrypted
+
+	CopyOf *LineageOrigin `json:"copyOf,omitempty"` // nil: its snapshots were made here
 }
 
 // Encryption says how to get at the data key of an encrypted lineage.
 type Encryption struct {
-	KeyURI     string `json:"keyUri"`     // the key that wraps the data key
-	WrappedKey []byte `json:"wrappedKey"` // the data key, wrapped
+	KeyURI     string `json:"keyUri"`               // the key that wraps the data key
+	WrappedKey []byte `json:"wrappedKey,omitempty"` // the data key, wrapped; empty if Shredded
+
+	// Shredded says that the wrapped key was destroyed, and the lineage with it.
+	Shredded bool `json:"shredded,omitempty"`
 }
 
 // An Intent is created once, before anything else of a snapshot: from then on reclaim leaves alone
@@ -57,8 +62,11 @@ type Intent struct {
 	BlockSize   int               `json:"blockSize"`        // in bytes
 	Nonce       string            `json:"nonce"`            // of the attempt: see [NewNonce]
 	Start       time.Time         `json:"start"`
+	Owner       string            `json:"owner,omitempty"` // who made it: see [CheckOwner]; empty: whoever has the store
 	Description string            `json:"description,omitempty"`
 	Tags        map[string]string `json:"tags,omitempty"`
+	Set         SetID             `json:"set,omitempty"`        // whose outcome decides the attempt's; empty: it has its own
+	CopiedFrom  *CopySource       `json:"copiedFrom,omitempty"` // nil: it is no copy
 }
 
 // An Outcome is created once and ends an attempt: the snapshot is committed, or aborted and will
@@ -76,8 +84,11 @@ type Outcome struct {
 	BlockSize   int               `json:"blockSize"`      // in bytes
 	Start       time.Time         `json:"start,omitzero"` // when the intent was made
 	End         time.Time         `json:"end"`            // when the outcome was made
+	Owner       string            `json:"owner,omitempty"`
 	Description string            `json:"description,omitempty"`
-	Tags        map[string]string `json:"tags,omitempty"` // those it was made with: Meta has changes
+	Tags        map[string]string `json:"tags,omitempty"`       // those it was made with: Meta has changes
+	Set         SetID             `json:"set,omitempty"`        // the one it belongs to, whose outcome it is part of
+	CopiedFrom  *CopySource       `json:"copiedFrom,omitempty"` // nil: it is no copy
 
 	RootHash       HexHash `json:"rootHash,omitzero"`        // of the encoded root
 	RootLength     int64   `json:"rootLength,omitempty"`     // of the encoded root, in bytes
@@ -112,6 +123,9 @@ type Pin struct {
 type Meta struct {
 	Version int               `json:"version"`
 	Tags    map[string]string `json:"tags,omitempty"`
+	Lock    *Lock             `json:"lock,omitempty"`
+	Bin     *Bin              `json:"bin,omitempty"`    // nil: not deleted
+	Shares  []string          `json:"shares,omitempty"` // accounts, ascending: see [CheckAccount]
 }
 
 // A Progress is overwritten by the owner of a pending snapshot, to show that it goes on.

@@ -27,7 +27,7 @@ const (
 func testIntent() manifest.Intent {
 	return manifest.Intent{
 		Version: 1, Snapshot: testID, Parent: &testParent, Volume: testVolume, Size: 1 << 30, BlockSize: manifest.DefaultBlockSize,
-		Nonce: testNonce, Start: testTime, Description: "before the upgrade", Tags: map[string]string{"env": "prod"},
+		Nonce: testNonce, Start: testTime, Owner: "team-a", Description: "before the upgrade", Tags: map[string]string{"env": "prod"},
 	}
 }
 
@@ -36,7 +36,7 @@ func testOutcome() manifest.Outcome {
 	return manifest.Outcome{
 		Version: 1, Snapshot: testID, State: manifest.StateCommitted, Nonce: testNonce, Parent: &testParent, Volume: testVolume,
 		Size: 1 << 30, BlockSize: manifest.DefaultBlockSize, Start: testTime, End: testTime.Add(time.Minute),
-		Description: "before the upgrade", Tags: map[string]string{"env": "prod"},
+		Owner: "team-a", Description: "before the upgrade", Tags: map[string]string{"env": "prod"},
 		RootHash: manifest.HexHash(manifest.Sum(root)), RootLength: int64(len(root)), Root: root,
 		DataBlocks: 2000, UploadedBlocks: 20, StoredBytes: 5 << 20, LeavesLength: 57360, Packs: 1,
 	}
@@ -121,6 +121,7 @@ func TestInvalidRecordsAreNeitherWrittenNorRead(t *testing.T) {
 		"start":                      func(o *manifest.Outcome) { o.Start = time.Time{} },
 		"end":                        func(o *manifest.Outcome) { o.End = time.Time{} },
 		"a year of five digits":      func(o *manifest.Outcome) { o.End = testTime.AddDate(8000, 0, 0) },
+		"owner":                      func(o *manifest.Outcome) { o.Owner = "self" },
 		"description":                func(o *manifest.Outcome) { o.Description = strings.Repeat("x", 256) },
 		"tags":                       func(o *manifest.Outcome) { o.Tags = map[string]string{"": ""} },
 		"root hash":                  func(o *manifest.Outcome) { o.RootHash = manifest.HexHash{} },
@@ -264,7 +265,7 @@ func TestTagLimitsAreThoseOfEBS(t *testing.T) {
 
 func FuzzDecodeRecord(f *testing.F) {
 	for _, record := range []any{
-		testStore(), testLineage(), testIntent(), testOutcome(), testAborted(), testTombstone(), testPin(), testMeta(), testProgress(),
+		testStore(), testLineage(), testIntent(), testOutcome(), testAborted(), testTombstone(), testPin(), testMeta(), testKept(), testPolicy(), testProgress(),
 	} {
 		data, err := manifest.EncodeRecord(record)
 		if err != nil {
@@ -280,6 +281,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		checkRecord[manifest.Tombstone](t, data)
 		checkRecord[manifest.Pin](t, data)
 		checkRecord[manifest.Meta](t, data)
+		checkRecord[manifest.Policy](t, data)
 		checkRecord[manifest.Progress](t, data)
 	})
 }
@@ -303,5 +305,35 @@ func checkRecord[T any](t *testing.T, data []byte) {
 	}
 	if reencoded, err := manifest.EncodeRecord(again); err != nil || string(reencoded) != string(encoded) {
 		t.Fatalf("%q encodes to %q and then to %q, %v", data, encoded, reencoded, err)
+	}
+}
+
+func TestOwnersAreBounded(t *testing.T) {
+	for _, owner := range []string{"1", "123456789012", "backup@example.org", "Team_A-1.x", strings.Repeat("f", manifest.MaxOwnerLength)} {
+		if err := manifest.CheckOwner(owner); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, owner := range []string{"", "self", "a b", "a/b", "ä", "a\n", strings.Repeat("f", manifest.MaxOwnerLength+1)} {
+		if err := manifest.CheckOwner(owner); !errors.Is(err, manifest.ErrOwner) {
+			t.Errorf("owner %q: %v", owner, err)
+		}
+	}
+}
+
+func TestTooManyTagsIsAnErrorOfItsOwn(t *testing.T) {
+	tags := make(map[string]string)
+	for n := range manifest.MaxTags {
+		tags[fmt.Sprint(n)] = ""
+	}
+	if err := manifest.CheckTags(tags); err != nil {
+		t.Error(err)
+	}
+	tags["one more"] = ""
+	if err := manifest.CheckTags(tags); !errors.Is(err, manifest.ErrTooManyTags) || !errors.Is(err, manifest.ErrTags) {
+		t.Errorf("%d tags: %v", len(tags), err)
+	}
+	if err := manifest.CheckTags(map[string]string{"aws:x": ""}); errors.Is(err, manifest.ErrTooManyTags) {
+		t.Error(err)
 	}
 }

@@ -16,6 +16,9 @@ const (
 	MaxTagValueLength    = 256
 	MaxDescriptionLength = 255
 
+	// MaxOwnerLength bounds the name of a snapshot's owner: as S3's canonical user ids.
+	MaxOwnerLength = 64
+
 	reservedTagPrefix = "aws:"
 )
 
@@ -29,8 +32,12 @@ const (
 var (
 	// ErrTags is wrapped by the errors of [CheckTags].
 	ErrTags = errors.New("invalid tags")
+	// ErrTooManyTags is the ErrTags of more than [MaxTags].
+	ErrTooManyTags = fmt.Errorf("%w: too many", ErrTags)
 	// ErrDescription is wrapped by the errors of [CheckDescription].
 	ErrDescription = errors.New("invalid description")
+	// ErrOwner is wrapped by the errors of [CheckOwner].
+	ErrOwner = errors.New("invalid owner")
 )
 
 // CheckTags reports whether tags can be attached to a snapshot: at most [MaxTags], keys of 1 to
@@ -38,7 +45,7 @@ var (
 // [MaxTagValueLength], all of it UTF-8. Its error wraps [ErrTags].
 func CheckTags(tags map[string]string) error {
 	if len(tags) > MaxTags {
-		return fmt.Errorf("%w: %d are more than %d", ErrTags, len(tags), MaxTags)
+		return fmt.Errorf("%w: %d are more than %d", ErrTooManyTags, len(tags), MaxTags)
 	}
 	for key, value := range tags {
 		switch {
@@ -60,6 +67,29 @@ func CheckDescription(s string) error {
 		return fmt.Errorf("%w: it is not at most %d characters", ErrDescription, MaxDescriptionLength)
 	}
 	return nil
+}
+
+// CheckOwner reports whether s can name the owner of a snapshot, such as 123456789012 or
+// backup@example.org: 1 to [MaxOwnerLength] ASCII letters, digits and any of "-_.@". Not "self", which
+// asks for one's own. Its error wraps [ErrOwner].
+func CheckOwner(s string) error {
+	valid := s != "" && len(s) <= MaxOwnerLength && s != "self"
+	for i := range len(s) {
+		c := s[i]
+		valid = valid && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-_.@", c) >= 0)
+	}
+	if !valid {
+		return fmt.Errorf("%w: %.200q is not 1 to %d letters, digits and any of -_.@ (and not self)", ErrOwner, s, MaxOwnerLength)
+	}
+	return nil
+}
+
+// checkRecordedOwner is CheckOwner for a record, which may have none.
+func checkRecordedOwner(s string) error {
+	if s == "" {
+		return nil
+	}
+	return CheckOwner(s)
 }
 
 func validText(s string, maxChars int) bool {
@@ -84,7 +114,7 @@ func (r LineageRecord) validate() error {
 	if e := r.Encryption; e != nil {
 		encryption = cmp.Or(
 			check(e.KeyURI != "" && len(e.KeyURI) <= maxKeyURILength, "key URI", e.KeyURI),
-			check(len(e.WrappedKey) > 0 && len(e.WrappedKey) <= maxWrappedKeyLength, "wrapped key's length", len(e.WrappedKey)),
+			check((len(e.WrappedKey) == 0) == e.Shredded && len(e.WrappedKey) <= maxWrappedKeyLength, "wrapped key's length", len(e.WrappedKey)),
 		)
 	}
 	return cmp.Or(
@@ -92,6 +122,7 @@ func (r LineageRecord) validate() error {
 		check(validBlockSize(r.BlockSize), "block size", r.BlockSize),
 		checkTime("created", r.Created),
 		encryption,
+		r.CopyOf.validate(),
 	)
 }
 
@@ -102,8 +133,11 @@ func (r Intent) validate() error {
 		Geometry{Size: r.Size, BlockSize: r.BlockSize}.Validate(),
 		check(validNonce(r.Nonce), "nonce", r.Nonce),
 		checkTime("start", r.Start),
+		checkRecordedOwner(r.Owner),
 		CheckDescription(r.Description),
 		CheckTags(r.Tags),
+		checkSet(r.Set),
+		r.CopiedFrom.validate(),
 	)
 }
 
@@ -112,8 +146,11 @@ func (r Outcome) validate() error {
 		checkSnapshot(r.Snapshot),
 		checkOrigin(r.Snapshot, r.Parent, r.Volume),
 		checkTime("end", r.End),
+		checkRecordedOwner(r.Owner),
 		CheckDescription(r.Description),
 		CheckTags(r.Tags),
+		checkSet(r.Set),
+		r.CopiedFrom.validate(),
 	)
 	if err != nil {
 		return err
@@ -173,7 +210,9 @@ func (r Pin) validate() error {
 	)
 }
 
-func (r Meta) validate() error { return CheckTags(r.Tags) }
+func (r Meta) validate() error {
+	return cmp.Or(CheckTags(r.Tags), r.Lock.validate(), r.Bin.validate(), validateShares(r.Shares))
+}
 
 func (r Progress) validate() error {
 	return cmp.Or(

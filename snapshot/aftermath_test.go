@@ -19,6 +19,7 @@ var (
 	errLost    = fmt.Errorf("%w: what must be whole is not", errBroken)
 	errVerdict = fmt.Errorf("%w: a host was told what is not so", errBroken)
 	errFailed  = fmt.Errorf("%w: an operation failed without need", errBroken)
+	errHalf    = fmt.Errorf("%w: a part of a set is committed", errBroken)
 	errLeft    = fmt.Errorf("%w: something is left of what is gone", errBroken)
 )
 
@@ -32,6 +33,7 @@ type aftermath struct {
 	intents    map[manifest.SnapshotID]manifest.Intent
 	outcomes   map[manifest.SnapshotID]manifest.Outcome
 	tombstones map[manifest.SnapshotID]manifest.Tombstone
+	metas      map[manifest.SnapshotID]manifest.Meta
 	pins       map[manifest.SnapshotID][]string // holders
 }
 
@@ -43,7 +45,7 @@ func (st *stage) check(ctx context.Context, s *schedule) error {
 		when string
 		do   []func(context.Context) error
 	}{
-		{"at the end", []func(context.Context) error{a.look}},
+		{"at the end", []func(context.Context) error{a.look, a.checkSets}},
 		{"at the end", []func(context.Context) error{a.checkVerdicts, a.checkPins, a.checkWhole}},
 		{"in a quiet reclaim", []func(context.Context) error{a.reclaim}},
 		{"after a quiet reclaim", []func(context.Context) error{a.checkWhole, a.checkExact}},
@@ -69,6 +71,9 @@ func (a *aftermath) look(ctx context.Context) (err error) {
 		return err
 	}
 	if a.tombstones, err = recordsOf[manifest.Tombstone](ctx, a.objects, manifest.KindTombstones); err != nil {
+		return err
+	}
+	if a.metas, err = recordsOf[manifest.Meta](ctx, a.objects, manifest.KindMeta); err != nil {
 		return err
 	}
 	a.pins = make(map[manifest.SnapshotID][]string)
@@ -104,6 +109,9 @@ func (a *aftermath) checkVerdicts(context.Context) error {
 			if _, gone := a.tombstones[id]; verdict == deleted && (gone || is == manifest.StateAborted) {
 				continue
 			}
+			if verdict == held && (a.live(id) || is != manifest.StateCommitted) {
+				continue
+			}
 			if is != verdict && !(is == "" && verdict == manifest.StateAborted) {
 				return fmt.Errorf("%w: %s took %s for %s, and it is %q", errVerdict, h.name, id, verdict, is)
 			}
@@ -124,10 +132,11 @@ func (a *aftermath) checkPins(context.Context) error {
 	return nil
 }
 
-// committed reports whether a snapshot is, and is not deleted.
+// live reports whether a snapshot is committed, and not deleted for good.
 func (a *aftermath) live(id manifest.SnapshotID) bool {
 	_, gone := a.tombstones[id]
-	return a.outcomes[id].State == manifest.StateCommitted && !gone
+	bin := a.metas[id].Bin
+	return a.outcomes[id].State == manifest.StateCommitted && !gone && (bin == nil || !bin.Expired)
 }
 
 // whole lists the snapshots that must be: those that are live, and those that
@@ -161,8 +170,10 @@ func (a *aftermath) checkWhole(ctx context.Context) error {
 }
 
 func (a *aftermath) reclaim(ctx context.Context) error {
-	if _, err := a.store.Reclaim(ctx, a.stage.lineage); err != nil {
-		return fmt.Errorf("%w: %w", errFailed, err)
+	for _, lineage := range a.stage.lineages() {
+		if _, err := a.store.Reclaim(ctx, lineage); err != nil {
+			return fmt.Errorf("%w: %w", errFailed, err)
+		}
 	}
 	return nil
 }
@@ -209,7 +220,7 @@ func (a *aftermath) checkExact(ctx context.Context) error {
 		if err != nil || roots[owner] {
 			return nil
 		}
-		table, err := blockstore.ReadSlotTable(ctx, a.objects, owner, number)
+		table, err := blockstore.ReadSlotTable(ctx, a.objects, owner, number, nil)
 		if err != nil {
 			return err
 		}
@@ -269,6 +280,12 @@ func (a *aftermath) deleteAll(ctx context.Context) error {
 		}
 	}
 	for id := range a.intents {
+		if err := a.store.Unlock(ctx, id); err != nil && !errors.Is(err, snapshot.ErrNotLocked) && !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrAborted) {
+			return err
+		}
+		if err := a.store.RestoreDeleted(ctx, id); err != nil && !errors.Is(err, snapshot.ErrNotInBin) && !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrAborted) {
+			return err
+		}
 		if err := a.store.Delete(ctx, id); err != nil && !errors.Is(err, snapshot.ErrNotFound) {
 			return err
 		}

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -35,14 +37,21 @@ type Plan struct {
 	Geometry    manifest.Geometry
 	Volume      manifest.VolumeID // "" for an image
 	Holder      Holder            // pins the new snapshot before it is committed; zero for an image
+	Owner       string            // who makes it; "": the store's owner, or nobody in particular
 	Description string
 	Tags        map[string]string
-	Log         *slog.Logger // nil discards
+	CopiedFrom  *manifest.CopySource // of a copy
+	Set         manifest.SetID       // whose outcome is to decide the attempt's; "": it has its own
+	Log         *slog.Logger         // nil discards
 
 	// Memory is how many bytes of buffers Upload takes, about: more than
 	// mostMemory are of no use, and it takes some 50 MiB at least. 0 is
 	// mostMemory.
 	Memory int64
+
+	// Resumed says that the attempt was begun before, by a run that can do nothing
+	// more: what that uploaded is used. Nil: this is its first run.
+	Resumed *Numbers
 }
 
 // NewPlan draws the identity of an attempt in a lineage.
@@ -54,6 +63,7 @@ func NewPlan(lineage manifest.LineageID) Plan {
 type Attempt struct {
 	store  *Store
 	plan   Plan
+	key    *crypt.Key // of the lineage; nil: not encrypted
 	intent manifest.Intent
 	log    *slog.Logger
 
@@ -62,6 +72,7 @@ type Attempt struct {
 
 	blocksDone atomic.Int64 // number of the block up to which all are packed; for Percent
 	storedSum  atomic.Int64
+	beating    atomic.Bool // somebody is in heartbeat
 	beaten     atomic.Bool // a heartbeat was sent, so that there is progress to remove
 }
 
@@ -70,14 +81,19 @@ type Attempt struct {
 // aborted. On any other error the intent may or may not be recorded; Resolve
 // settles it.
 func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
+	p.Owner = cmp.Or(p.Owner, s.owner)
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
-	a := &Attempt{store: s, plan: p, intent: p.intent(), log: p.Log}
+	key, err := s.keyOfPlan(ctx, p) // before anything is recorded
+	if err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", err)
+	}
+	a := &Attempt{store: s, plan: p, key: key, intent: p.intent(), log: p.Log}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
-	if err := s.putIntent(ctx, a.intent); err != nil {
+	if a.intent, err = s.putIntent(ctx, a.intent); err != nil {
 		return nil, fmt.Errorf("begin %s: %w", p.ID, err)
 	}
 	if p.Parent == nil {
@@ -86,9 +102,12 @@ func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
 	// Rule: the intent first, the parent's tombstone second. From here on
 	// reclaim takes the parent for a root, unless it was deleted before; then
 	// only this volume's own pin, read now and not remembered, keeps it whole.
-	err := s.mayInherit(ctx, p.Parent.ID(), p.Holder)
+	err = s.mayInherit(ctx, p.Parent.ID(), p.Holder)
 	if errors.Is(err, ErrParentGone) {
-		return nil, errors.Join(fmt.Errorf("begin %s: %w", p.ID, err), a.Abort(ctx, "its parent was deleted"))
+		// Of a set it is aborted alone, without the set: that lists only what was
+		// prepared, and so never this.
+		_, abortErr := s.putOutcome(ctx, abortedBy(a.intent, "its parent was deleted"))
+		return nil, errors.Join(fmt.Errorf("begin %s: %w", p.ID, err), abortErr)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("begin %s: %w", p.ID, err)
@@ -96,11 +115,19 @@ func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
 	return a, nil
 }
 
+// keyOfPlan returns the key that a snapshot is sealed under; nil: none.
+func (s *Store) keyOfPlan(ctx context.Context, p Plan) (*crypt.Key, error) {
+	if p.Parent != nil {
+		return p.Parent.key, nil
+	}
+	return s.Key(ctx, p.ID.Lineage)
+}
+
 // intent returns the intent to be recorded.
 func (p Plan) intent() manifest.Intent {
 	i := manifest.Intent{
 		Version: manifest.RecordVersion, Snapshot: p.ID, Volume: p.Volume, Size: p.Geometry.Size, BlockSize: p.Geometry.BlockSize,
-		Nonce: p.Nonce, Start: now(), Description: p.Description, Tags: p.Tags,
+		Nonce: p.Nonce, Start: now(), Owner: p.Owner, Description: p.Description, Tags: p.Tags, CopiedFrom: p.CopiedFrom, Set: p.Set,
 	}
 	if p.Parent != nil {
 		parent := p.Parent.ID()
@@ -142,21 +169,21 @@ func (p Plan) check() error {
 	return nil
 }
 
-// putIntent records an intent. A key taken by this very intent, its first
-// reply lost, is success.
-func (s *Store) putIntent(ctx context.Context, intent manifest.Intent) error {
+// putIntent records an intent, and returns the one that stands. A key taken by
+// this very attempt, its first reply lost or in an earlier run, is success.
+func (s *Store) putIntent(ctx context.Context, intent manifest.Intent) (manifest.Intent, error) {
 	err := s.putOnce(ctx, manifest.IntentKey(intent.Snapshot), intent)
 	if !errors.Is(err, blockstore.ErrExists) {
-		return err
+		return intent, err
 	}
 	there, err := s.intent(ctx, intent.Snapshot)
 	if err != nil {
-		return err
+		return there, err
 	}
 	if there.Nonce != intent.Nonce {
-		return fmt.Errorf("snapshot id is taken by another attempt: %w", blockstore.ErrExists)
+		return there, fmt.Errorf("snapshot id is taken by another attempt: %w", blockstore.ErrExists)
 	}
-	return nil
+	return there, nil
 }
 
 // mayInherit is nil when a pending snapshot may refer to what parent refers
@@ -197,6 +224,27 @@ func (a *Attempt) StoredBytes() int64 { return a.storedSum.Load() }
 // somebody aborted the attempt first. After any other error the outcome is not
 // known: Commit again or Resolve.
 func (a *Attempt) Commit(ctx context.Context) (manifest.Outcome, error) {
+	if a.plan.Set != "" {
+		return manifest.Outcome{}, fmt.Errorf("commit %s: %s decides it", a.ID(), a.plan.Set)
+	}
+	outcome, err := a.Prepare(ctx)
+	if err != nil {
+		return manifest.Outcome{}, err
+	}
+	won, err := a.store.putOutcome(ctx, outcome)
+	if err != nil {
+		return won, fmt.Errorf("commit %s: %w", a.ID(), err)
+	}
+	if won.State != manifest.StateCommitted || won.Nonce != a.plan.Nonce {
+		return won, fmt.Errorf("commit %s: %w (%s)", a.ID(), ErrAborted, won.Why)
+	}
+	a.forgetProgress(ctx)
+	return won, nil
+}
+
+// Prepare pins the uploaded snapshot for the holder, and returns the outcome that
+// would commit it: of an attempt of a set, for CommitSet.
+func (a *Attempt) Prepare(ctx context.Context) (manifest.Outcome, error) {
 	if a.uploaded == nil {
 		return manifest.Outcome{}, errors.New("commit: nothing was uploaded")
 	}
@@ -207,15 +255,7 @@ func (a *Attempt) Commit(ctx context.Context) (manifest.Outcome, error) {
 			return manifest.Outcome{}, fmt.Errorf("commit %s: pin it: %w", a.ID(), err)
 		}
 	}
-	won, err := a.store.putOutcome(ctx, a.outcome())
-	if err != nil {
-		return won, fmt.Errorf("commit %s: %w", a.ID(), err)
-	}
-	if won.State != manifest.StateCommitted || won.Nonce != a.plan.Nonce {
-		return won, fmt.Errorf("commit %s: %w (%s)", a.ID(), ErrAborted, won.Why)
-	}
-	a.forgetProgress(ctx)
-	return won, nil
+	return a.outcome(), nil
 }
 
 // Abort gives the attempt up and removes what it uploaded. It fails if the
@@ -236,15 +276,23 @@ func (a *Attempt) outcome() manifest.Outcome {
 	o := manifest.Outcome{
 		Version: manifest.RecordVersion, Snapshot: a.ID(), State: manifest.StateCommitted, Nonce: a.plan.Nonce,
 		Parent: a.intent.Parent, Volume: a.intent.Volume, Size: a.intent.Size, BlockSize: a.intent.BlockSize,
-		Start: a.intent.Start, End: now(), Description: a.intent.Description, Tags: a.intent.Tags,
+		Start: a.intent.Start, End: now(), Owner: a.intent.Owner, Description: a.intent.Description, Tags: a.intent.Tags, CopiedFrom: a.intent.CopiedFrom, Set: a.intent.Set,
 	}
 	a.uploaded.describe(&o)
 	return o
 }
 
-// heartbeat refreshes the attempt's progress until ctx ends, so that reclaim
-// can tell a slow owner from a lost one.
+// KeepAlive refreshes the attempt's progress until ctx ends, so that reclaim can
+// tell an owner that waits for others from a lost one.
+func (a *Attempt) KeepAlive(ctx context.Context) { a.heartbeat(ctx) }
+
+// heartbeat refreshes the attempt's progress until ctx ends, unless somebody else
+// does, so that reclaim can tell a slow owner from a lost one.
 func (a *Attempt) heartbeat(ctx context.Context) {
+	if a.beating.Swap(true) {
+		return
+	}
+	defer a.beating.Store(false)
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
 	for {

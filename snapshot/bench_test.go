@@ -47,7 +47,7 @@ func BenchmarkUpload(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			lineage, err := store.CreateLineage(b.Context(), manifest.DefaultBlockSize)
+			lineage, err := store.CreateLineage(b.Context(), manifest.DefaultBlockSize, "")
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -46,6 +46,8 @@ type volume struct {
 	pending bool                  // the first of them
 	unpin   []manifest.SnapshotID // former roots
 
+	set manifest.SetID // of which the attempts are; "": none
+
 	attempts  int  // still to be begun
 	returned  bool // it was forgotten with its pin, and is opened again
 	forgotten bool // it is, at any time
@@ -138,7 +140,7 @@ func (v *volume) snapshot(ctx context.Context, h *host, s *snapshot.Store) error
 func (v *volume) settle(ctx context.Context, h *host, s *snapshot.Store) error {
 	if v.pending {
 		id := v.next[0]
-		committed, outcome, err := s.Resolve(ctx, id, nonceOf(id), "interrupted")
+		committed, outcome, err := s.ResolveMember(ctx, v.set, id, nonceOf(id), "interrupted")
 		if err != nil {
 			return h.excuse(errFailed, err)
 		}
@@ -202,7 +204,7 @@ func (v *volume) read(ctx context.Context, h *host, s *snapshot.Store) error {
 	if v.root == nil {
 		return nil
 	}
-	err := v.holds(ctx, s.ImageOf(v.root))
+	err := v.holds(ctx, imageOf(s, v.root))
 	if v.forgotten && (errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, blockstore.ErrCorrupt)) {
 		return nil // loud, as it should be
 	}
@@ -265,7 +267,7 @@ func (st *stage) deleter(serial uint64, forgets ...string) *host {
 		err := s.Delete(ctx, st.id(serial))
 		if err == nil {
 			h.told[st.id(serial)] = deleted
-		} else if !errors.Is(err, snapshot.ErrNotFound) {
+		} else if !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrLocked) {
 			return h.excuse(errFailed, err)
 		}
 		return st.reclaim(ctx, h, s)
@@ -276,8 +278,12 @@ func (st *stage) deleter(serial uint64, forgets ...string) *host {
 func (st *stage) reclaimer() *host { return newHost("reclaimer", st.reclaim) }
 
 func (st *stage) reclaim(ctx context.Context, h *host, s *snapshot.Store) error {
-	_, err := s.Reclaim(ctx, st.lineage)
-	return h.excuse(errFailed, err)
+	for _, lineage := range st.lineages() {
+		if _, err := s.Reclaim(ctx, lineage); err != nil {
+			return h.excuse(errFailed, err)
+		}
+	}
+	return nil
 }
 
 // reaper returns a host that reclaims, and takes the owner of every attempt for

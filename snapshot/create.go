@@ -25,6 +25,9 @@ func (s *Store) Create(ctx context.Context, p Plan, src Source, begun func(*Atte
 	if err := p.check(); err != nil {
 		return manifest.Outcome{}, fmt.Errorf("create snapshot: %w", err) // nothing was recorded
 	}
+	if _, err := s.keyOfPlan(ctx, p); err != nil {
+		return manifest.Outcome{}, fmt.Errorf("create snapshot: %w", err) // likewise
+	}
 	attempt, err := s.Begin(ctx, p)
 	if errors.Is(err, blockstore.ErrDenied) {
 		if begun, lookErr := s.exists(ctx, manifest.IntentKey(p.ID)); lookErr == nil && !begun {

@@ -68,7 +68,7 @@ func TestRootsAreNotTakenForSweptAsAnotherIs(t *testing.T) {
 	slow := &slowStore{Store: w.faults, but: pinned[0].ID()}
 	slow.hold.Store(2)
 	slow.held.Add(2)
-	if _, err := snapshot.New(slow).Reclaim(w.ctx, base.ID().Lineage); err != nil {
+	if _, err := storeIn(slow).Reclaim(w.ctx, base.ID().Lineage); err != nil {
 		t.Fatal(err)
 	}
 	for i := 1; i < 3; i++ {

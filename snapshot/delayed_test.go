@@ -76,7 +76,7 @@ func TestPutsDeliveredTwiceChangeNothing(t *testing.T) {
 		second := first.random(2, 3).tiny(2, 7).punched(9)
 		me := snapshot.Holder{ID: "vol-1"}
 		puts := &tape{Store: w.faults}
-		store := snapshot.New(puts)
+		store := storeIn(puts)
 		plan := w.plan(one, second)
 		plan.Holder = me
 		if _, err := store.Create(w.ctx, plan, second.since(first), nil); err != nil {
@@ -119,12 +119,14 @@ func TestPutsDeliveredTwiceChangeNothing(t *testing.T) {
 
 // An attempt that was aborted stays so, whatever of it arrives later: the puts
 // of the owner, who was suspended, and those of the network.
-func TestAbortedAttemptNeverCommits(t *testing.T) {
+func TestAbortedAttemptNeverCommits(t *testing.T) { plainAndSealed(t, testAbortedAttemptNeverCommits) }
+
+func testAbortedAttemptNeverCommits(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	onRealStores(t, func(t *testing.T, w *world) {
 		d := newDevice(20*testBlock).random(1, span(0, 20)...)
 		puts := &tape{Store: w.faults}
-		zombie := snapshot.New(puts)
+		zombie := storeIn(puts)
 		plan := w.plan(nil, d)
 		plan.Holder = snapshot.Holder{ID: "vol-1"}
 		a, err := zombie.Begin(w.ctx, plan)
@@ -220,6 +222,10 @@ func mustIntent(w *world, id manifest.SnapshotID) manifest.Intent {
 // The outcome's put was applied and its reply lost: whoever asks, with retries or
 // by hand, finds that it is their own.
 func TestOutcomeWhoseReplyWasLostIsOnesOwn(t *testing.T) {
+	plainAndSealed(t, testOutcomeWhoseReplyWasLostIsOnesOwn)
+}
+
+func testOutcomeWhoseReplyWasLostIsOnesOwn(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	onRealStores(t, func(t *testing.T, w *world) {
 		d := newDevice(4*testBlock).random(1, 1, 2)
@@ -228,7 +234,7 @@ func TestOutcomeWhoseReplyWasLostIsOnesOwn(t *testing.T) {
 			w.faults.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "outcomes/", Times: times}, blockstoretest.Fault{LoseReply: true})
 		}
 		lose(3)
-		retrying := snapshot.New(blockstore.Retry(w.faults, blockstore.RetryPolicy{Base: time.Microsecond, Max: time.Microsecond}))
+		retrying := storeIn(blockstore.Retry(w.faults, blockstore.RetryPolicy{Base: time.Microsecond, Max: time.Microsecond}))
 		outcome, err := retrying.Create(w.ctx, w.plan(nil, d), d.since(nil), nil)
 		if err != nil {
 			t.Fatal(err)

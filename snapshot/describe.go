@@ -32,36 +32,53 @@ type Description struct {
 	Geometry    manifest.Geometry
 	Start       time.Time
 	End         time.Time // zero while pending
+	Owner       string    // who made it; "": whoever has the store
 	Description string
 	Tags        map[string]string
-	Why         string           // of an aborted one
-	Outcome     manifest.Outcome // zero while pending
+	CopiedFrom  *manifest.CopySource // nil: it is no copy
+	Lock        *manifest.Lock       // nil: none; see LockState
+	Bin         *manifest.Bin        // nil: not in the recycle bin
+	Shares      []string             // accounts: see manifest.CheckAccount
+	Encryption  *manifest.Encryption // of its lineage; nil: not encrypted
+	Set         manifest.SetID       // of which it is one; "": none
+	Why         string               // of an aborted one
+	Outcome     manifest.Outcome     // zero while pending
 }
 
 // Describe returns one snapshot's description. Deleted and unknown ones are
 // ErrNotFound.
 func (s *Store) Describe(ctx context.Context, id manifest.SnapshotID) (Description, error) {
 	var d Description
-	var tags *manifest.Meta
-	var deleted, damaged, untagged error
+	var meta *manifest.Meta
+	var encryption *manifest.Encryption
+	var deleted, damaged, unread, unknown error
 	var wg sync.WaitGroup
 	wg.Go(func() { deleted = s.checkTombstone(ctx, id) })
 	wg.Go(func() { d, damaged = s.describe(ctx, id) })
-	wg.Go(func() { tags, untagged = s.changedTags(ctx, id) })
+	wg.Go(func() { meta, _, unread = s.meta(ctx, id) })
+	wg.Go(func() { encryption, unknown = s.encryption(ctx, id.Lineage) })
 	wg.Wait()
 	// Whatever became of a deleted one's records, it is not found.
-	if err := cmp.Or(deleted, damaged, untagged); err != nil {
+	d.amend(meta)
+	if err := cmp.Or(deleted, damaged, unread, d.binned(), unknown); err != nil {
 		return Description{}, fmt.Errorf("describe %s: %w", id, err)
 	}
-	if tags != nil {
-		d.Tags = tags.Tags
-	}
+	d.Encryption = encryption
 	return d, nil
+}
+
+// encryption returns how a lineage is encrypted; nil: it is not.
+func (s *Store) encryption(ctx context.Context, id manifest.LineageID) (*manifest.Encryption, error) {
+	record, _, err := getRecord[manifest.LineageRecord](ctx, s.objects, manifest.LineageKey(id))
+	if err != nil {
+		return nil, fmt.Errorf("read lineage %s: %w", id, err)
+	}
+	return record.Encryption, nil
 }
 
 // describe is Describe without regard to tombstones and changed tags.
 func (s *Store) describe(ctx context.Context, id manifest.SnapshotID) (Description, error) {
-	outcome, err := s.outcome(ctx, id)
+	outcome, err := s.decided(ctx, id)
 	switch {
 	case err == nil:
 		return fromOutcome(outcome), nil
@@ -84,9 +101,10 @@ func (s *Store) describe(ctx context.Context, id manifest.SnapshotID) (Descripti
 	return d, nil
 }
 
-// outcome reads a snapshot's outcome; blockstore.ErrNotExist while there is
-// none.
-func (s *Store) outcome(ctx context.Context, id manifest.SnapshotID) (manifest.Outcome, error) {
+// ownOutcome reads the outcome that is recorded as a snapshot's own;
+// blockstore.ErrNotExist while there is none. Of one of a set its set's may decide:
+// see outcome.
+func (s *Store) ownOutcome(ctx context.Context, id manifest.SnapshotID) (manifest.Outcome, error) {
 	outcome, _, err := getRecord[manifest.Outcome](ctx, s.objects, manifest.OutcomeKey(id))
 	if err == nil && outcome.Snapshot != id {
 		err = fmt.Errorf("the outcome of %s is that of %s: %w", id, outcome.Snapshot, manifest.ErrCorrupt)
@@ -107,8 +125,8 @@ func (s *Store) intent(ctx context.Context, id manifest.SnapshotID) (manifest.In
 func fromIntent(i manifest.Intent) Description {
 	d := Description{
 		ID: i.Snapshot, State: Pending, Volume: i.Volume, Start: i.Start,
-		Geometry:    manifest.Geometry{Size: i.Size, BlockSize: i.BlockSize},
-		Description: i.Description, Tags: i.Tags,
+		Geometry: manifest.Geometry{Size: i.Size, BlockSize: i.BlockSize},
+		Owner:    i.Owner, Description: i.Description, Tags: i.Tags, CopiedFrom: i.CopiedFrom, Set: i.Set,
 	}
 	if i.Parent != nil {
 		d.Parent = *i.Parent
@@ -119,8 +137,8 @@ func fromIntent(i manifest.Intent) Description {
 func fromOutcome(o manifest.Outcome) Description {
 	d := Description{
 		ID: o.Snapshot, State: Completed, Percent: 100, Volume: o.Volume, Start: o.Start, End: o.End,
-		Geometry:    manifest.Geometry{Size: o.Size, BlockSize: o.BlockSize},
-		Description: o.Description, Tags: o.Tags, Why: o.Why, Outcome: o,
+		Geometry: manifest.Geometry{Size: o.Size, BlockSize: o.BlockSize},
+		Owner:    o.Owner, Description: o.Description, Tags: o.Tags, CopiedFrom: o.CopiedFrom, Set: o.Set, Why: o.Why, Outcome: o,
 	}
 	if o.Parent != nil {
 		d.Parent = *o.Parent

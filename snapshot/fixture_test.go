@@ -49,12 +49,18 @@ func newWorld(t testing.TB) *world { return newWorldIn(t, blockstore.NewMem()) }
 
 func newWorldIn(t testing.TB, objects blockstore.Store) *world {
 	t.Helper()
+	return newWorldUnder(t, objects, "")
+}
+
+// newWorldUnder returns a world whose lineage is encrypted under a key, unless that is "".
+func newWorldUnder(t testing.TB, objects blockstore.Store, key string) *world {
+	t.Helper()
 	w := &world{t: t, ctx: t.Context(), faults: blockstoretest.NewFaulty(objects)}
-	var err error
-	if w.store, err = snapshot.Init(w.ctx, w.faults); err != nil {
+	if _, err := snapshot.Init(w.ctx, w.faults); err != nil {
 		t.Fatal(err)
 	}
-	lineage, err := w.store.CreateLineage(w.ctx, testBlock)
+	w.store = w.reopen()
+	lineage, err := w.store.CreateLineage(w.ctx, testBlock, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,13 +68,41 @@ func newWorldIn(t testing.TB, objects blockstore.Store) *world {
 	return w
 }
 
+// plainAndSealed runs a test in worlds that are not encrypted and in ones that are.
+func plainAndSealed(t *testing.T, test func(t *testing.T, newWorld func(testing.TB) *world)) {
+	t.Run("plain", func(t *testing.T) { test(t, newWorld) })
+	t.Run("sealed", func(t *testing.T) { test(t, newEncryptedWorld) })
+}
+
+func newEncryptedWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldUnder(t, blockstore.NewMem(), "toy")
+}
+
 // reopen returns the store as another host sees it, with nothing cached.
-func (w *world) reopen() *snapshot.Store { return snapshot.New(w.faults) }
+func (w *world) reopen() *snapshot.Store { return storeIn(w.faults) }
+
+// storeIn returns the store of a host that has all keys.
+func storeIn(objects blockstore.Store) *snapshot.Store {
+	s := snapshot.New(objects)
+	s.UseKeys(toyKeys{})
+	return s
+}
+
+// encrypted reports whether the lineage is.
+func (w *world) encrypted() bool {
+	w.t.Helper()
+	record, err := w.reopen().Lineage(w.ctx, w.lineage)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return record.Encryption != nil
+}
 
 // in returns the world for another test, with nothing amiss.
 func (w *world) in(t testing.TB) *world {
 	faults := blockstoretest.NewFaulty(w.faults)
-	return &world{t: t, ctx: t.Context(), faults: faults, store: snapshot.New(faults), lineage: w.lineage}
+	return &world{t: t, ctx: t.Context(), faults: faults, store: storeIn(faults), lineage: w.lineage}
 }
 
 // plan returns the plan of a snapshot of d.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -36,6 +37,8 @@ type Image struct {
 	Pinned bool
 
 	objects blockstore.Store
+	key     *crypt.Key // nil: not encrypted
+	stored  []byte     // the root as it is stored, if that is sealed
 }
 
 // Pin makes a holder's pin on a snapshot stand, which keeps everything the
@@ -75,8 +78,9 @@ func (s *Store) Unpin(ctx context.Context, id manifest.SnapshotID, holder string
 
 // Open opens a committed snapshot and pins it for the holder, who must not be
 // reading it through a pin already: see KeepPinned. Credentials that may not
-// write give an image that is not Pinned. It costs two round trips. Deleted or
-// unknown is ErrNotFound, and the other states are ErrPending and ErrAborted.
+// write give an image that is not Pinned. It costs two round trips. Deleted, be
+// it into the recycle bin, or unknown is ErrNotFound, and the other states are
+// ErrPending and ErrAborted.
 //
 // If it fails it removes the pin again, for which it takes unpinTimeout at most
 // also when ctx has ended. Should that fail too, its error is ErrPinLeft as well,
@@ -87,10 +91,10 @@ func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Im
 	// These are independent, so they share their round trips. None is
 	// cancelled for another's failure: whether the pin was made must be known.
 	// Of several errors the first in this order tells most.
-	var errs [4]error
+	var errs [5]error
 	var asking sync.WaitGroup
 	asking.Go(func() { _, errs[0] = s.ID(ctx) })
-	asking.Go(func() { _, errs[1] = s.Lineage(ctx, id.Lineage) })
+	asking.Go(func() { img.key, errs[1] = s.Key(ctx, id.Lineage) })
 	asking.Go(func() {
 		if h.ID == "" {
 			errs[2] = s.checkTombstone(ctx, id)
@@ -104,9 +108,20 @@ func (s *Store) Open(ctx context.Context, id manifest.SnapshotID, h Holder) (*Im
 		}
 		errs[2] = err
 	})
-	asking.Go(func() { img.Outcome, img.Root, errs[3] = s.committed(ctx, id) })
+	var root []byte
+	asking.Go(func() {
+		meta, _, err := s.meta(ctx, id)
+		if errors.Is(err, manifest.ErrCorrupt) {
+			err = nil // what it tells is no reason not to read what is whole
+		}
+		errs[3] = cmp.Or(err, checkBin(id, meta))
+	})
+	asking.Go(func() { img.Outcome, root, errs[4] = s.committedRoot(ctx, id) })
 	asking.Wait()
 	err := cmp.Or(errs[:]...)
+	if err == nil {
+		err = img.setRoot(id, root)
+	}
 	if err == nil {
 		return img, nil
 	}
@@ -141,9 +156,23 @@ func (s *Store) checkTombstone(ctx context.Context, id manifest.SnapshotID) erro
 	return nil
 }
 
-// committed reads the outcome and the root of a committed snapshot, whether or
-// not it is tombstoned.
-func (s *Store) committed(ctx context.Context, id manifest.SnapshotID) (manifest.Outcome, *manifest.Root, error) {
+// committed returns the image of a committed snapshot, whether or not it is
+// tombstoned. After an error the image has the outcome as far as that was read.
+func (s *Store) committed(ctx context.Context, id manifest.SnapshotID) (*Image, error) {
+	img := &Image{objects: s.objects}
+	var data []byte
+	var err error
+	if img.Outcome, data, err = s.committedRoot(ctx, id); err != nil {
+		return img, err
+	}
+	if img.key, err = s.Key(ctx, id.Lineage); err != nil {
+		return img, err
+	}
+	return img, img.setRoot(id, data)
+}
+
+// committedRoot reads the outcome of a committed snapshot, and its root as it is stored.
+func (s *Store) committedRoot(ctx context.Context, id manifest.SnapshotID) (manifest.Outcome, []byte, error) {
 	outcome, err := s.outcome(ctx, id)
 	if errors.Is(err, blockstore.ErrNotExist) {
 		begun, err := s.exists(ctx, manifest.IntentKey(id))
@@ -161,35 +190,73 @@ func (s *Store) committed(ctx context.Context, id manifest.SnapshotID) (manifest
 	if outcome.State != manifest.StateCommitted {
 		return outcome, nil, fmt.Errorf("%w: %s (%s)", ErrAborted, id, outcome.Why)
 	}
-	root, err := s.root(ctx, id, outcome)
+	root, err := s.rootOf(ctx, outcome)
 	return outcome, root, err
 }
 
-// root returns a committed snapshot's root, verified against its outcome.
-func (s *Store) root(ctx context.Context, id manifest.SnapshotID, outcome manifest.Outcome) (*manifest.Root, error) {
-	data := outcome.Root
-	if len(data) == 0 {
-		var err error
-		data, _, err = s.objects.Get(ctx, manifest.RootKey(id), manifest.MaxRootLength)
-		if err != nil {
-			return nil, fmt.Errorf("read the root of %s: %w", id, err)
-		}
+// rootOf returns a committed snapshot's root as it is stored, not verified.
+func (s *Store) rootOf(ctx context.Context, outcome manifest.Outcome) ([]byte, error) {
+	if len(outcome.Root) > 0 {
+		return outcome.Root, nil
 	}
-	return decodeRoot(id, outcome, data)
+	data, _, err := s.objects.Get(ctx, manifest.RootKey(outcome.Snapshot), manifest.MaxRootLength+crypt.ObjectOverhead)
+	if err != nil {
+		return nil, fmt.Errorf("read the root of %s: %w", outcome.Snapshot, err)
+	}
+	return data, nil
+}
+
+// setRoot gives the image its root, as it is stored, after comparing it with what the
+// outcome says.
+func (m *Image) setRoot(id manifest.SnapshotID, data []byte) (err error) {
+	if m.Root, err = decodeRoot(id, m.Outcome, data, m.key); err == nil && m.key != nil {
+		m.stored = data
+	}
+	return err
+}
+
+// Key returns the data key of the image's lineage; nil if that is not encrypted.
+func (m *Image) Key() *crypt.Key { return m.key }
+
+// StoredRoot returns the root as it is stored, sealed if it is.
+func (m *Image) StoredRoot() []byte {
+	if m.key != nil {
+		return m.stored
+	}
+	return m.Root.Encode()
+}
+
+// Through returns the image as read through another object store, that holds the same.
+func (m *Image) Through(objects blockstore.Store) *Image {
+	other := *m
+	other.objects = objects
+	return &other
 }
 
 // decodeRoot decodes a committed snapshot's root, after comparing it with what
 // the outcome says.
-func decodeRoot(id manifest.SnapshotID, outcome manifest.Outcome, data []byte) (*manifest.Root, error) {
+func decodeRoot(id manifest.SnapshotID, outcome manifest.Outcome, data []byte, key *crypt.Key) (*manifest.Root, error) {
 	if manifest.Sum(data) != manifest.Hash(outcome.RootHash) {
 		return nil, fmt.Errorf("the root of %s does not have the hash in its outcome: %w", id, manifest.ErrCorrupt)
+	}
+	root, err := openRoot(id, data, key)
+	if err != nil {
+		return nil, err
+	}
+	if root.Snapshot != id || root.Geometry.Size != outcome.Size || root.Geometry.BlockSize != outcome.BlockSize {
+		return nil, fmt.Errorf("the root of %s is that of another snapshot: %w", id, manifest.ErrCorrupt)
+	}
+	return root, nil
+}
+
+func openRoot(id manifest.SnapshotID, data []byte, key *crypt.Key) (*manifest.Root, error) {
+	data, err := key.OpenObject(rootName(id), data)
+	if err != nil {
+		return nil, fmt.Errorf("read the root of %s: %w: %w", id, manifest.ErrCorrupt, err)
 	}
 	root, err := manifest.DecodeRoot(data)
 	if err != nil {
 		return nil, fmt.Errorf("read the root of %s: %w", id, err)
-	}
-	if root.Snapshot != id || root.Geometry.Size != outcome.Size || root.Geometry.BlockSize != outcome.BlockSize {
-		return nil, fmt.Errorf("the root of %s is that of another snapshot: %w", id, manifest.ErrCorrupt)
 	}
 	return root, nil
 }
@@ -239,39 +306,57 @@ func (m *Image) fetchSection(ctx context.Context, ref manifest.SectionRef) (*man
 func (m *Image) fetchIndex(ctx context.Context, owner uint64, offset int64, length int, hash manifest.Hash) ([]byte, error) {
 	part, within := manifest.SplitOffset(offset)
 	id := manifest.SnapshotID{Lineage: m.ID().Lineage, Serial: owner}
-	data := make([]byte, length)
+	data := make([]byte, length+m.key.ObjectOverhead())
 	if err := m.objects.ReadRange(ctx, manifest.LeavesKey(id, part), within, data); err != nil {
 		return nil, err
 	}
-	if manifest.Sum(data) != hash {
-		return nil, fmt.Errorf("wrong SHA-256: %w", manifest.ErrCorrupt)
-	}
-	return data, nil
+	return openIndex(m.key, id, data, hash)
 }
 
-// ImageOf returns the image of a root that its caller verified, without asking
-// the store. The caller sees to the pin.
-func (s *Store) ImageOf(root *manifest.Root) *Image {
-	return &Image{Root: root, objects: s.objects}
+// ImageOf returns the image of a snapshot whose root, as it is stored, is at hand and
+// has this hash, without asking the store. The caller sees to the pin.
+func (s *Store) ImageOf(id manifest.SnapshotID, data []byte, hash manifest.Hash, key *crypt.Key) (*Image, error) {
+	if manifest.Sum(data) != hash {
+		return nil, fmt.Errorf("the root of %s does not have its hash: %w", id, manifest.ErrCorrupt)
+	}
+	root, err := openRoot(id, data, key)
+	if err == nil && root.Snapshot != id {
+		err = fmt.Errorf("the root of %s is that of %s: %w", id, root.Snapshot, manifest.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, err
+	}
+	img := &Image{Root: root, objects: s.objects, key: key}
+	if key != nil {
+		img.stored = data
+	}
+	return img, nil
 }
 
 // Load returns the image of a committed outcome. The caller sees to the pin.
 func (s *Store) Load(ctx context.Context, outcome manifest.Outcome) (*Image, error) {
-	root, err := s.root(ctx, outcome.Snapshot, outcome)
+	data, err := s.rootOf(ctx, outcome)
 	if err != nil {
 		return nil, err
 	}
-	return &Image{Outcome: outcome, Root: root, objects: s.objects}, nil
+	img := &Image{Outcome: outcome, objects: s.objects}
+	if img.key, err = s.Key(ctx, outcome.Snapshot.Lineage); err != nil {
+		return nil, err
+	}
+	if err := img.setRoot(outcome.Snapshot, data); err != nil {
+		return nil, err
+	}
+	return img, nil
 }
 
-// RootOf returns the root of a committed snapshot, deleted or not, verified
-// against its outcome. The caller's pin stands.
-func (s *Store) RootOf(ctx context.Context, id manifest.SnapshotID) (*manifest.Root, error) {
-	_, root, err := s.committed(ctx, id)
+// RootOf returns the root of a committed snapshot, deleted or not, as it is stored,
+// verified against its outcome. The caller's pin stands.
+func (s *Store) RootOf(ctx context.Context, id manifest.SnapshotID) ([]byte, error) {
+	img, err := s.committed(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("fetch the root of %s: %w", id, err)
 	}
-	return root, nil
+	return img.StoredRoot(), nil
 }
 
 // KeepPinned makes sure that the holder's pin on a snapshot, made before,

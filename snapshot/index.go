@@ -27,6 +27,7 @@ type indexWriter struct {
 	section *manifest.Section       // of the packs being written; nil before the first
 	open    []openLeaf              // ascending; being rewritten
 	died    slotSet                 // slots the parent refers to and this snapshot does not
+	earlier earlierPacks            // of a resumed attempt
 
 	leaves   []manifest.LeafRef // written
 	changed  map[int64]bool     // leaves written, or left out as all holes
@@ -81,7 +82,12 @@ func (w *indexWriter) add(ctx context.Context, j *job) error {
 		if j.hole {
 			continue
 		}
-		if err := w.addBlock(ctx, j, at); err != nil {
+		if !j.there.IsHole() {
+			err = w.addThere(j, at)
+		} else {
+			err = w.addBlock(ctx, j, at)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -94,7 +100,7 @@ func (w *indexWriter) addBlock(ctx context.Context, j *job, at place) error {
 		if w.packs > manifest.MaxPack {
 			return fmt.Errorf("more than %d packs", w.packs)
 		}
-		w.pack = blockstore.NewPackBuilder(w.attempt.ID(), w.packs, w.attempt.plan.Geometry.BlockSize)
+		w.pack = blockstore.NewPackBuilder(w.attempt.ID(), w.packs, w.attempt.plan.Geometry.BlockSize, w.attempt.key)
 	}
 	w.pack.Add(j.first, j.hash, j.stored, j.raw)
 	w.places = append(w.places, at)
@@ -188,7 +194,7 @@ func (w *indexWriter) writeLeaves(ctx context.Context) error {
 			continue
 		}
 		data := l.leaf.Encode()
-		offset, err := w.stream.write(ctx, data)
+		offset, err := w.stream.write(ctx, w.seal(data))
 		if err != nil {
 			return err
 		}
@@ -198,13 +204,18 @@ func (w *indexWriter) writeLeaves(ctx context.Context) error {
 	return nil
 }
 
+// seal seals a leaf or a section.
+func (w *indexWriter) seal(data []byte) []byte {
+	return w.attempt.key.SealObject(leavesName(w.attempt.ID()), data)
+}
+
 // writeSection writes a section, unless nothing in it is live.
 func (w *indexWriter) writeSection(ctx context.Context, s *manifest.Section) error {
 	if s.Empty() {
 		return nil
 	}
 	data := s.Encode()
-	offset, err := w.stream.write(ctx, data)
+	offset, err := w.stream.write(ctx, w.seal(data))
 	if err != nil {
 		return err
 	}
@@ -231,6 +242,9 @@ func (w *indexWriter) finish(ctx context.Context) (*uploaded, error) {
 	if err := w.finishSection(ctx); err != nil {
 		return nil, err
 	}
+	if err := w.finishEarlier(ctx); err != nil {
+		return nil, err
+	}
 	if err := w.inheritSections(ctx); err != nil {
 		return nil, err
 	}
@@ -247,7 +261,7 @@ func (w *indexWriter) finish(ctx context.Context) (*uploaded, error) {
 	if err := root.Validate(); err != nil {
 		return nil, fmt.Errorf("index of %d leaves and %d sections: %w", len(root.Leaves), len(root.Sections), err)
 	}
-	w.result.root = root.Encode()
+	w.result.root = w.attempt.key.SealObject(rootName(w.attempt.ID()), root.Encode())
 	w.result.hash = manifest.Sum(w.result.root)
 	w.result.leavesLength = w.stream.sent
 	w.result.storedBytes += w.stream.sent + int64(len(w.result.root))

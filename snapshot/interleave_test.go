@@ -21,7 +21,7 @@ type scenario struct {
 // scenarios returns all of them. Of the snapshots that are to be made, listings
 // show 2 and 3 before those that are there, and 8 and 9 after.
 func scenarios() []*scenario {
-	return []*scenario{
+	return append(custodyScenarios(), []*scenario{
 		{"volume", one("vol-1"), func(st *stage) []*host {
 			return []*host{st.volume("vol-1", 5, 3), st.deleter(5)}
 		}, []cost{{3, 0}, {1, 1}}},
@@ -73,13 +73,34 @@ func scenarios() []*scenario {
 		{"mount, deleted twice", three(), func(st *stage) []*host {
 			return []*host{st.mounter(6), st.deleter(5), st.deleter(5)}
 		}, []cost{{1, 0}, {0, 1}}},
+		{"set", pair("vol-1", "vol-2"), func(st *stage) []*host {
+			return st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", 6, 8))
+		}, []cost{{2, 0}, {0, 1}}},
+		{"set, root deleted", pair("vol-1", "vol-2"), func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", 6, 8)), st.deleter(5))
+		}, []cost{{1, 0}}},
+		{"set, member deleted", pair("vol-1", "vol-2"), func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", 6, 8)), st.deleter(3))
+		}, []cost{{1, 0}, {0, 1}}},
+		{"set, reaped", pair("vol-1", "vol-2"), func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", 6, 8)), st.reaper())
+		}, []cost{{1, 0}, {0, 1}}},
+		{"set, forgotten", pair("vol-1", "vol-2"), func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3, 2).aloof(), st.restored("vol-2", 6, 8)), st.deleter(5, "vol-1"))
+		}, []cost{{1, 0}}},
+		{"set of two lineages", apart, func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", elsewhere+5, elsewhere+3)), st.deleter(3))
+		}, []cost{{1, 0}, {0, 1}}},
+		{"set of two lineages, reaped", apart, func(st *stage) []*host {
+			return append(st.together(st.restored("vol-1", 5, 3), st.restored("vol-2", elsewhere+5, elsewhere+3)), st.reaper())
+		}, []cost{{1, 0}}},
 		{"all", all, func(st *stage) []*host { // too much for all schedules
 			return []*host{
 				st.volume("vol-1", 5, 3), st.volume("vol-2", 6, 8), st.importer(9, 6), st.mounter(7),
 				st.deleter(5), st.deleter(6), st.deleter(3), st.reaper(),
 			}
 		}, nil},
-	}
+	}...)
 }
 
 // The stages. What they begin with is snapshot 5, and volumes that were restored
@@ -90,6 +111,25 @@ func one(volumes ...string) func(*stage) {
 		st.first(5, newDevice(4*testBlock).tiny(5, 0, 1))
 		st.pin(5, volumes...)
 	}
+}
+
+// pair has two first snapshots, and a volume of each.
+func pair(volumes ...string) func(*stage) {
+	return func(st *stage) {
+		st.first(5, newDevice(2*testBlock).tiny(5, 0, 1))
+		st.first(6, newDevice(2*testBlock).tiny(6, 0, 1))
+		st.pin(5, volumes[0])
+		st.pin(6, volumes[1])
+	}
+}
+
+// apart has them in two lineages.
+func apart(st *stage) {
+	st.another()
+	st.first(5, newDevice(2*testBlock).tiny(5, 0, 1))
+	st.first(elsewhere+5, newDevice(2*testBlock).tiny(6, 0, 1))
+	st.pin(5, "vol-1")
+	st.pin(elsewhere+5, "vol-2")
 }
 
 // two has a child of 5.

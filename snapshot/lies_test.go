@@ -92,10 +92,40 @@ type credulous struct{ blockstore.Store }
 
 func (s credulous) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
 	etag, err := s.Store.Put(ctx, key, data, c)
-	if isOf(manifest.KindOutcomes, key) && errors.Is(err, blockstore.ErrExists) {
+	if (isOf(manifest.KindOutcomes, key) || isOf(manifest.KindSets, key)) && errors.Is(err, blockstore.ErrExists) {
 		err = nil
 	}
 	return etag, err
+}
+
+// selfish aborts an attempt, and not the set that it is of.
+type selfish struct{ blockstore.Store }
+
+func (s selfish) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
+	if isOf(manifest.KindSets, key) {
+		return "", nil
+	}
+	return s.Store.Put(ctx, key, data, c)
+}
+
+// early tells of a set, before it is decided, that it is committed.
+type early struct{ blockstore.Store }
+
+func (s early) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
+	set, err := manifest.DecodeRecord[manifest.SetOutcome](data)
+	if err != nil || !isOf(manifest.KindSets, key) {
+		return s.Store.Put(ctx, key, data, c)
+	}
+	for _, m := range set.Members {
+		record, err := manifest.EncodeRecord(m)
+		if err != nil {
+			return "", err
+		}
+		if _, err := s.Store.Put(ctx, manifest.OutcomeKey(m.Snapshot), record, blockstore.IfAbsent); err != nil {
+			return "", err
+		}
+	}
+	return s.Store.Put(ctx, key, data, c)
 }
 
 // tardy puts a pin only after the outcome.

@@ -193,6 +193,72 @@ func (m *lineageModel) abort(t *rapid.T) {
 	}
 }
 
+// together makes two snapshots of a set, and commits it or not. It records what
+// became of them, or leaves that to whoever needs to know.
+func (m *lineageModel) together(t *rapid.T) {
+	set := manifest.NewSetID()
+	var members []manifest.Outcome
+	var devices []*device
+	for range 2 {
+		plan, before := m.w.plan(nil, newDevice(0)), newDevice(leafBytes+512)
+		plan.Set = set
+		if ids := m.readable(); len(ids) > 0 && rapid.Bool().Draw(t, "has parent") {
+			id := rapid.SampledFrom(ids).Draw(t, "parent")
+			plan.Parent, before = m.images[id], m.content[id]
+			for holder := range m.pins[id] {
+				plan.Holder.ID = holder
+			}
+		}
+		d := m.change(t, before)
+		plan.Geometry = d.geometry
+		a, err := m.w.store.Begin(m.w.ctx, plan)
+		if err == nil {
+			err = a.Upload(m.w.ctx, d.whole())
+		}
+		var o manifest.Outcome
+		if err == nil {
+			o, err = a.Prepare(m.w.ctx)
+		}
+		if err != nil {
+			t.Fatalf("prepare: %v", err)
+		}
+		if plan.Holder.ID != "" {
+			m.pins[plan.ID] = map[string]bool{plan.Holder.ID: true}
+		}
+		members, devices = append(members, o), append(devices, d)
+	}
+	var err error
+	switch rapid.IntRange(0, 3).Draw(t, "end") {
+	case 0:
+		_, err = m.w.store.AbortSet(m.w.ctx, set, "test")
+	case 1:
+		err = m.w.store.Delete(m.w.ctx, members[1].Snapshot)
+	case 2:
+		err = m.w.store.CommitSet(m.w.ctx, set, members)
+	case 3:
+		if err = m.w.store.CommitSet(m.w.ctx, set, members); err == nil {
+			err = m.w.store.RecordMembers(m.w.ctx, members)
+		}
+	}
+	if err != nil {
+		t.Fatalf("end of the set: %v", err)
+	}
+	for i, o := range members {
+		img, err := m.w.store.Open(m.w.ctx, o.Snapshot, snapshot.Holder{})
+		switch {
+		case err == nil:
+			m.content[o.Snapshot], m.live[o.Snapshot], m.images[o.Snapshot] = devices[i], true, img
+		case errors.Is(err, snapshot.ErrAborted), errors.Is(err, snapshot.ErrNotFound):
+			delete(m.pins, o.Snapshot)
+		default:
+			t.Fatalf("open: %v", err)
+		}
+	}
+	if m.live[members[0].Snapshot] != m.live[members[1].Snapshot] {
+		t.Fatalf("half a set: %v", members)
+	}
+}
+
 // check reads one snapshot, of those that must be whole, every now and then.
 func (m *lineageModel) check(t *rapid.T) {
 	if ids := m.readable(); len(ids) > 0 && rapid.IntRange(0, 3).Draw(t, "check") == 0 {
@@ -237,7 +303,9 @@ func (m *lineageModel) finish(t *rapid.T) {
 // Whatever happens to the snapshots of a lineage, one after the other, each
 // that is live or pinned reads as the device did, and when none is, nothing is
 // left.
-func TestLineageIsAsItsModel(t *testing.T) {
+func TestLineageIsAsItsModel(t *testing.T) { plainAndSealed(t, testLineageIsAsItsModel) }
+
+func testLineageIsAsItsModel(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		m := &lineageModel{
@@ -256,6 +324,7 @@ func TestLineageIsAsItsModel(t *testing.T) {
 			"unpin":    m.unpin,
 			"reclaim":  m.reclaim,
 			"abort":    m.abort,
+			"together": m.together,
 		})
 		m.finish(rt)
 	})

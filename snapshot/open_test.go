@@ -16,7 +16,9 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-func TestOpenAndDeleteInEachState(t *testing.T) {
+func TestOpenAndDeleteInEachState(t *testing.T) { plainAndSealed(t, testOpenAndDeleteInEachState) }
+
+func testOpenAndDeleteInEachState(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	plan := w.plan(nil, d)
@@ -102,7 +104,9 @@ func TestOpenAndDeleteInEachState(t *testing.T) {
 
 // Credentials that may only read open an image without a pin, and nothing else
 // works with them.
-func TestReadOnlyCredentials(t *testing.T) {
+func TestReadOnlyCredentials(t *testing.T) { plainAndSealed(t, testReadOnlyCredentials) }
+
+func testReadOnlyCredentials(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	id := w.create(nil, nil, d).ID()
@@ -141,7 +145,9 @@ func TestReadOnlyCredentials(t *testing.T) {
 }
 
 // A pin that a failed Open made is gone, also when the context has ended.
-func TestFailedOpenLeavesNoPin(t *testing.T) {
+func TestFailedOpenLeavesNoPin(t *testing.T) { plainAndSealed(t, testFailedOpenLeavesNoPin) }
+
+func testFailedOpenLeavesNoPin(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	outside := newWorld(t)
 	id := outside.create(nil, nil, sparse(345)).ID() // a root that is not in the outcome
@@ -175,6 +181,10 @@ func TestFailedOpenLeavesNoPin(t *testing.T) {
 }
 
 func TestPinKeepsADeletedSnapshotWhole(t *testing.T) {
+	plainAndSealed(t, testPinKeepsADeletedSnapshotWhole)
+}
+
+func testPinKeepsADeletedSnapshotWhole(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	second := first.random(2, span(0, 10)...)
@@ -208,7 +218,9 @@ func TestPinKeepsADeletedSnapshotWhole(t *testing.T) {
 }
 
 // The pins of a holder that is lost are removed, and no others.
-func TestForget(t *testing.T) {
+func TestForget(t *testing.T) { plainAndSealed(t, testForget) }
+
+func testForget(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	one, two := w.create(nil, nil, d).ID(), w.create(nil, nil, d).ID()

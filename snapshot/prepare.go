@@ -47,7 +47,7 @@ func (p *preparer) prepare(ctx context.Context, j *job) (err error) {
 			return err
 		}
 	}
-	if j.hole {
+	if j.hole || !j.there.IsHole() {
 		return nil
 	}
 	block := p.scratch.get(p.newBuffer)

@@ -14,6 +14,10 @@ import (
 // The owner of a pending snapshot that shows no sign is given up, by the
 // store's clock; one that does is not, however long it takes.
 func TestReclaimAbortsAttemptsWhoseOwnerIsLost(t *testing.T) {
+	plainAndSealed(t, testReclaimAbortsAttemptsWhoseOwnerIsLost)
+}
+
+func testReclaimAbortsAttemptsWhoseOwnerIsLost(t *testing.T, newWorld func(testing.TB) *world) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		d := newDevice(20*testBlock).random(1, span(0, 20)...)
@@ -61,7 +65,9 @@ func TestReclaimAbortsAttemptsWhoseOwnerIsLost(t *testing.T) {
 }
 
 // Percent is what others see of a pending snapshot's upload.
-func TestProgressOfAPendingSnapshot(t *testing.T) {
+func TestProgressOfAPendingSnapshot(t *testing.T) { plainAndSealed(t, testProgressOfAPendingSnapshot) }
+
+func testProgressOfAPendingSnapshot(t *testing.T, newWorld func(testing.TB) *world) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		d := newDevice(200*testBlock).tiny(1, span(0, 200)...)

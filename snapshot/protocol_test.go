@@ -54,6 +54,10 @@ func TestParentDeletedBeforeBegin(t *testing.T) {
 
 // A volume's own pin on a deleted parent lets it inherit. Another's does not.
 func TestOwnPinLetsInheritFromADeletedParent(t *testing.T) {
+	plainAndSealed(t, testOwnPinLetsInheritFromADeletedParent)
+}
+
+func testOwnPinLetsInheritFromADeletedParent(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	one := w.create(nil, nil, first)
@@ -151,7 +155,9 @@ func TestAbortAfterCommitFails(t *testing.T) {
 
 // Two attempts that drew the same id: the second never begins, and settling it
 // takes nothing from the first.
-func TestSameIDDrawnTwice(t *testing.T) {
+func TestSameIDDrawnTwice(t *testing.T) { plainAndSealed(t, testSameIDDrawnTwice) }
+
+func testSameIDDrawnTwice(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(20*testBlock).random(1, span(0, 20)...)
 	first := w.plan(nil, d)
@@ -245,13 +251,15 @@ func TestResolveInEachState(t *testing.T) {
 
 // A reply that was lost changes nothing: the request is made again, and what
 // was applied is recognised.
-func TestLostReplies(t *testing.T) {
+func TestLostReplies(t *testing.T) { plainAndSealed(t, testLostReplies) }
+
+func testLostReplies(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	second := first.random(2, 3)
 	one := w.create(nil, nil, first)
 	retry := blockstore.Retry(w.faults, blockstore.RetryPolicy{Base: time.Microsecond, Max: time.Microsecond})
-	store := snapshot.New(retry)
+	store := storeIn(retry)
 	for _, prefix := range []string{"intents/", "data/", "pins/", "outcomes/"} {
 		t.Run(prefix, func(t *testing.T) {
 			plan := w.plan(one, second)
@@ -277,7 +285,9 @@ func TestLostReplies(t *testing.T) {
 
 // Without a retrying store, a lost reply of the outcome leaves the owner in
 // doubt, and committing again resolves it.
-func TestCommitAgainAfterALostReply(t *testing.T) {
+func TestCommitAgainAfterALostReply(t *testing.T) { plainAndSealed(t, testCommitAgainAfterALostReply) }
+
+func testCommitAgainAfterALostReply(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	a := w.begin(w.plan(nil, d), nil, d)
@@ -302,7 +312,7 @@ func TestPlansThatAreRefused(t *testing.T) {
 	w := newWorld(t)
 	d := newDevice(2 * testBlock)
 	parent := w.create(nil, nil, d)
-	other, err := w.store.CreateLineage(w.ctx, testBlock)
+	other, err := w.store.CreateLineage(w.ctx, testBlock, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func (m *Image) ReadAll(ctx context.Context, fn func(block int64, data []byte) e
 }
 
 func (m *Image) readAll(ctx context.Context, fn func(block int64, data []byte) error, bad func(block int64, err error)) error {
-	reader := &blockstore.BlockReader{Store: m.objects, Lineage: m.ID().Lineage, BlockSize: m.Geometry().BlockSize}
+	reader := &blockstore.BlockReader{Store: m.objects, Lineage: m.ID().Lineage, BlockSize: m.Geometry().BlockSize, Key: m.key}
 	buffers := make(freelist[[]byte], readRuns)
 	pick := func(_ context.Context, l leafRead) ([]int64, []manifest.Ref, error) {
 		if l.err == nil {

@@ -40,6 +40,10 @@ func (l *blockLog) noteBad(block int64, _ error) {
 // A block that cannot be read is reported, if anybody asks, and the others are
 // read.
 func TestReadAllGoesOnAfterABadBlock(t *testing.T) {
+	plainAndSealed(t, testReadAllGoesOnAfterABadBlock)
+}
+
+func testReadAllGoesOnAfterABadBlock(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(20*testBlock).random(1, span(0, 20)...)
 	img := w.create(nil, nil, d)
@@ -67,7 +71,9 @@ func (w *world) damageBlock(img *snapshot.Image, blocks, block int) {
 }
 
 // All blocks of a leaf that cannot be read are bad.
-func TestReadAllGoesOnAfterABadLeaf(t *testing.T) {
+func TestReadAllGoesOnAfterABadLeaf(t *testing.T) { plainAndSealed(t, testReadAllGoesOnAfterABadLeaf) }
+
+func testReadAllGoesOnAfterABadLeaf(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	img := w.create(nil, nil, newDevice(3*leafBytes-testBlock).tiny(1, 0, 1024, 1025, 3000))
 	second := img.Root.Leaves[1]
@@ -91,7 +97,9 @@ func TestReadAllGoesOnAfterABadLeaf(t *testing.T) {
 }
 
 // An error of the reader ends it at once, and is no damage.
-func TestReadAllEndsWithItsReader(t *testing.T) {
+func TestReadAllEndsWithItsReader(t *testing.T) { plainAndSealed(t, testReadAllEndsWithItsReader) }
+
+func testReadAllEndsWithItsReader(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	img := w.create(nil, nil, sparse(20))
 	boom := errors.New("boom")
@@ -113,7 +121,9 @@ func TestReadAllEndsWithItsReader(t *testing.T) {
 }
 
 // An exported image is the device, byte for byte, and no longer.
-func TestExportIsTheDevice(t *testing.T) {
+func TestExportIsTheDevice(t *testing.T) { plainAndSealed(t, testExportIsTheDevice) }
+
+func testExportIsTheDevice(t *testing.T, newWorld func(testing.TB) *world) {
 	for _, size := range []int64{0, 512, testBlock + 512, 20*testBlock - 512, leafBytes + 4096} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			w := newWorld(t)
@@ -174,7 +184,9 @@ func (f *fullDisk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func TestExportEndsAtTheFirstError(t *testing.T) {
+func TestExportEndsAtTheFirstError(t *testing.T) { plainAndSealed(t, testExportEndsAtTheFirstError) }
+
+func testExportEndsAtTheFirstError(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	img := w.create(nil, nil, newDevice(leafBytes).tiny(1, span(0, 200)...))
 	full := errors.New("disk full")

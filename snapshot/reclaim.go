@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -16,6 +18,7 @@ type Reclaimed struct {
 	Roots     int   // snapshots that keep what they refer to
 	Dead      int   // deleted or aborted ones whose objects were looked at
 	Aborted   int   // attempts whose owner was lost
+	Expired   int   // snapshots that left the recycle bin
 	Objects   int   // removed
 	Rewritten int   // packs
 	Bytes     int64 // freed by both
@@ -56,11 +59,13 @@ func (s *Store) Lineages(ctx context.Context) ([]manifest.LineageID, error) {
 
 // Reclaim removes every object of a lineage that no live, pinned or pending
 // snapshot refers to, and rewrites packs of which they refer to a part. Pending
-// ones whose owner has not been heard of for 25 minutes it aborts. Run twice,
+// ones whose owner has not been heard of for 25 minutes it aborts, and those whose
+// time in the recycle bin is over it deletes for good. Run twice,
 // or by several hosts at once, it does no harm; interrupted, the next one goes
 // on. An error says what could not be reclaimed, and the result what was.
 //
-// Nothing is reclaimed in a lineage of which a root or a record cannot be read.
+// Nothing is reclaimed in a lineage of which a root or a record cannot be read,
+// but for a damaged meta: its snapshot stays as it is.
 // A damaged pack of a deleted snapshot is kept as it is and named by the error.
 func (s *Store) Reclaim(ctx context.Context, lineage manifest.LineageID) (Reclaimed, error) {
 	const tries = 8 // of a world that moves: each one means that another host got further
@@ -78,7 +83,7 @@ func (s *Store) Reclaim(ctx context.Context, lineage manifest.LineageID) (Reclai
 	return result, err
 }
 
-func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) error {
+func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) (failed error) {
 	w, err := s.survey(ctx, result.Lineage, swept)
 	if err != nil {
 		return err
@@ -88,10 +93,23 @@ func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) 
 	if err != nil {
 		return err
 	}
-	if aborted > 0 {
+	emptied, damaged, err := w.empty(ctx)
+	result.Expired += emptied
+	defer func() { failed = errors.Join(failed, damaged) }()
+	if err != nil {
+		return err
+	}
+	if aborted+emptied > 0 {
 		if w, err = s.survey(ctx, result.Lineage, swept); err != nil {
 			return err
 		}
+	}
+	if err := w.record(ctx); err != nil {
+		return err
+	}
+	lineage, err := s.Lineage(ctx, result.Lineage)
+	if err == nil && lineage.Encryption != nil && lineage.Encryption.Shredded {
+		return s.reclaimShredded(ctx, result)
 	}
 	roots, dead := w.roots(), w.dead()
 	result.Roots, result.Dead, result.Pins = len(roots), len(dead), w.pinsThatKeep()
@@ -106,7 +124,11 @@ func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) 
 	if err != nil {
 		return err
 	}
-	sweep := &sweep{objects: s.objects, live: live, rewriters: make(places, rewrites), result: result}
+	key, err := s.Key(ctx, result.Lineage)
+	if err != nil {
+		return err
+	}
+	sweep := &sweep{objects: s.objects, key: key, live: live, rewriters: make(places, rewrites), result: result}
 	return sweep.all(ctx, dead)
 }
 
@@ -150,6 +172,7 @@ func (w *survey) tidy(ctx context.Context, dead []manifest.SnapshotID) error {
 // rewrites packs that are partly dead.
 type sweep struct {
 	objects   blockstore.Store
+	key       *crypt.Key // of the lineage; nil: not encrypted
 	live      *liveness
 	rewriters places // of all sweeps together
 
@@ -194,7 +217,7 @@ func (s *sweep) one(ctx context.Context, id manifest.SnapshotID) error {
 			if pack == nil {
 				return batch.add(ctx, o)
 			}
-			if pack.fills(o) {
+			if pack.fills(o, s.key) {
 				return nil
 			}
 			return rewriters.run(ctx, func(ctx context.Context) error { return s.rewrite(ctx, id, number, pack) })
@@ -253,13 +276,20 @@ func (d *deleteList) flush(ctx context.Context) error {
 // fills reports whether a pack object of this size has no room for any dead
 // bytes. It may be false also for one that has none, if its last slots are
 // dead: its slot table tells.
-func (p *livePack) fills(o blockstore.Info) bool {
-	return o.Size == p.bytes+slotTableSize(p.slots.last()+1)
+func (p *livePack) fills(o blockstore.Info, key *crypt.Key) bool {
+	return o.Size == p.size(key)
 }
 
-// slotTableSize is the size in bytes of the slot table of a pack of n slots.
-func slotTableSize(n int) int64 {
-	return (&blockstore.SlotTable{Slots: make([]blockstore.Slot, n)}).PackLen()
+// size is how long a pack is at the least, with these slots live.
+func (p *livePack) size(key *crypt.Key) int64 {
+	return p.bytes + int64(p.slots.len()*key.Overhead()) + slotTableSize(p.slots.last()+1, key)
+}
+
+// slotTableSize is the size in bytes of the slot table of a pack of n slots, sealed if
+// key is not nil.
+func slotTableSize(n int, key *crypt.Key) int64 {
+	dead := slices.Repeat([]blockstore.Slot{{Dead: true}}, n)
+	return (&blockstore.SlotTable{Slots: dead, Key: key}).PackLen()
 }
 
 // rewrite rewrites a pack without its dead slots, if it has any.
@@ -284,13 +314,13 @@ func (s *sweep) rewrite(ctx context.Context, id manifest.SnapshotID, number uint
 }
 
 func (s *sweep) tryRewrite(ctx context.Context, id manifest.SnapshotID, number uint32, pack *livePack) (freed int64, err error) {
-	table, err := blockstore.ReadSlotTable(ctx, s.objects, id, number)
+	table, err := blockstore.ReadSlotTable(ctx, s.objects, id, number, s.key)
 	if err != nil {
 		return 0, err
 	}
 	for i, slot := range table.Slots {
 		if !slot.Dead && !pack.slots.has(uint16(i)) {
-			return blockstore.RewritePack(ctx, s.objects, id, number, pack.slots.has)
+			return blockstore.RewritePack(ctx, s.objects, id, number, s.key, pack.slots.has)
 		}
 	}
 	return 0, nil

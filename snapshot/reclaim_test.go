@@ -17,7 +17,9 @@ import (
 
 // A reclaim that has nothing to do changes nothing, and of packs that have been
 // rewritten it reads at most the slot table.
-func TestReclaimWithNothingToDo(t *testing.T) {
+func TestReclaimWithNothingToDo(t *testing.T) { plainAndSealed(t, testReclaimWithNothingToDo) }
+
+func testReclaimWithNothingToDo(t *testing.T, newWorld func(testing.TB) *world) {
 	for name, c := range map[string]struct {
 		changed []int64
 		reads   int // of packs
@@ -64,7 +66,9 @@ func TestReclaimWithNothingToDo(t *testing.T) {
 // What ended attempts left goes with the next reclaim: progress that was sent
 // late, a pin on an aborted snapshot, tags of a deleted one, and objects that
 // arrived after the abort.
-func TestReclaimTidies(t *testing.T) {
+func TestReclaimTidies(t *testing.T) { plainAndSealed(t, testReclaimTidies) }
+
+func testReclaimTidies(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	img := w.create(nil, nil, d)
@@ -105,6 +109,10 @@ func TestReclaimTidies(t *testing.T) {
 
 // Foreign objects are not lazyvol's to remove.
 func TestReclaimLeavesForeignObjects(t *testing.T) {
+	plainAndSealed(t, testReclaimLeavesForeignObjects)
+}
+
+func testReclaimLeavesForeignObjects(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	img := w.create(nil, nil, newDevice(testBlock).tiny(1, 0))
 	foreign := manifest.DataPrefix(img.ID()) + "packs/README"
@@ -121,6 +129,10 @@ func TestReclaimLeavesForeignObjects(t *testing.T) {
 // What a root refers to and cannot be read stops the reclaim: it is never
 // taken as nothing.
 func TestReclaimStopsAtAFooterItCannotRead(t *testing.T) {
+	plainAndSealed(t, testReclaimStopsAtAFooterItCannotRead)
+}
+
+func testReclaimStopsAtAFooterItCannotRead(t *testing.T, newWorld func(testing.TB) *world) {
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	second := first.random(2, span(0, 10)...)
 	for _, damage := range []struct {
@@ -156,6 +168,10 @@ func TestReclaimStopsAtAFooterItCannotRead(t *testing.T) {
 // A footer that is gone for a moment only, because another host got further
 // with a reclaim of it, is a reason to begin again.
 func TestReclaimBeginsAgainWhenTheWorldMoved(t *testing.T) {
+	plainAndSealed(t, testReclaimBeginsAgainWhenTheWorldMoved)
+}
+
+func testReclaimBeginsAgainWhenTheWorldMoved(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	second := first.random(2, span(0, 10)...)
@@ -171,6 +187,10 @@ func TestReclaimBeginsAgainWhenTheWorldMoved(t *testing.T) {
 
 // A damaged pack stands in the way of its own rewrite only.
 func TestReclaimKeepsADamagedPackAndGoesOn(t *testing.T) {
+	plainAndSealed(t, testReclaimKeepsADamagedPackAndGoesOn)
+}
+
+func testReclaimKeepsADamagedPackAndGoesOn(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(20*testBlock).random(1, span(0, 20)...)
 	second := first.random(2, span(0, 9)...) // not what lies in the middle of the pack
@@ -196,7 +216,9 @@ func TestReclaimKeepsADamagedPackAndGoesOn(t *testing.T) {
 }
 
 // A record that is damaged stops the reclaim, and lets itself be deleted.
-func TestDamagedRecordsCanBeDeleted(t *testing.T) {
+func TestDamagedRecordsCanBeDeleted(t *testing.T) { plainAndSealed(t, testDamagedRecordsCanBeDeleted) }
+
+func testDamagedRecordsCanBeDeleted(t *testing.T, newWorld func(testing.TB) *world) {
 	d := newDevice(testBlock).random(1, 0)
 	for name, damage := range map[string]func(w *world) manifest.SnapshotID{
 		"outcome of a committed one": func(w *world) manifest.SnapshotID {

@@ -215,7 +215,11 @@ func (r *repairer) writeRoot(ctx context.Context, o manifest.Outcome, create boo
 			return false, errUnrecoverable
 		}
 	}
-	if _, err := decodeRoot(o.Snapshot, o, data); err != nil {
+	key, err := r.store.Key(ctx, o.Snapshot.Lineage)
+	if err == nil {
+		_, err = decodeRoot(o.Snapshot, o, data, key)
+	}
+	if err != nil {
 		return false, err
 	}
 	return r.replace(ctx, manifest.RootKey(o.Snapshot), create, func([]byte) ([]byte, error) { return data, nil })
@@ -259,7 +263,7 @@ func (r *repairer) writePack(ctx context.Context, a *atlas, owner manifest.Snaps
 		return false, nil // nobody needs it any more
 	}
 	repaired, err := blockstore.RepairPack(ctx, r.store.objects, blockstore.PackRepair{
-		Owner: owner, Pack: pack.number, BlockSize: a.blockSize, Needed: needed, Partial: a.incomplete(), Create: create,
+		Owner: owner, Pack: pack.number, BlockSize: a.blockSize, Key: a.key, Needed: needed, Partial: a.incomplete(), Create: create,
 		Find: func(slot blockstore.NeededSlot, dst []byte) bool { return r.find(ctx, a, slot, dst) },
 	})
 	if err != nil {
@@ -284,7 +288,7 @@ func (r *repairer) find(ctx context.Context, a *atlas, slot blockstore.NeededSlo
 		if other.Owner == slot.Owner && other.Pack == slot.Pack && other.Slot == slot.Slot {
 			continue
 		}
-		reader := &blockstore.BlockReader{Store: r.store.objects, Lineage: a.lineage, BlockSize: len(dst)}
+		reader := &blockstore.BlockReader{Store: r.store.objects, Lineage: a.lineage, BlockSize: len(dst), Key: a.key}
 		if reader.ReadRun(ctx, []manifest.Ref{other.Ref}, func(int) []byte { return dst }, func(int, error) {}) == nil {
 			return true
 		}

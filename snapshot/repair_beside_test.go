@@ -82,7 +82,7 @@ func damaged(has chest, set func(*stage), owner uint64, change func([]byte) []by
 	return func(st *stage) {
 		set(st)
 		for id, root := range st.roots {
-			st.collect(has, st.store.ImageOf(root), st.content[id])
+			st.collect(has, imageOf(st.store, root), st.content[id])
 		}
 		key := manifest.PackKey(st.id(owner), 0)
 		data, _, err := st.faults.Get(st.ctx, key, blockstore.MaxPackSize)

@@ -22,10 +22,11 @@ type atlas struct {
 // maxAlike bounds how many slots of the same content are remembered.
 const maxAlike = 8
 
-// A piece is a leaf or a section in a part of a leaves stream.
+// A piece is a leaf or a section in a part of a leaves stream. find returns it, not
+// sealed.
 type piece struct {
 	within int64
-	length int
+	length int // not sealed
 	hash   manifest.Hash
 	find   func(context.Context) ([]byte, bool)
 }
@@ -65,6 +66,9 @@ func drawAtlas(ctx context.Context, r *repairer, lineage manifest.LineageID, bro
 		return nil, err
 	}
 	if err := c.records(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.unlock(ctx); err != nil {
 		return nil, err
 	}
 	for _, id := range c.survey.roots() {
@@ -168,9 +172,11 @@ func (r *repairer) writePart(ctx context.Context, a *atlas, key string, create b
 		missing = 0
 		slices.SortFunc(a.pieces[key], func(p, q piece) int { return cmp.Compare(p.within, q.within) })
 		for _, p := range a.pieces[key] {
-			end := p.within + int64(p.length)
-			if end <= int64(len(old)) && manifest.Sum(old[p.within:end]) == p.hash {
-				continue
+			end := p.within + int64(p.length+a.key.ObjectOverhead())
+			if end <= int64(len(old)) {
+				if _, err := openIndex(a.key, ownerOf(key), old[p.within:end], p.hash); err == nil {
+					continue
+				}
 			}
 			found, ok := p.find(ctx)
 			if !ok || len(found) != p.length || manifest.Sum(found) != p.hash {
@@ -180,7 +186,7 @@ func (r *repairer) writePart(ctx context.Context, a *atlas, key string, create b
 			if grow := end - int64(len(data)); grow > 0 {
 				data = append(data, make([]byte, grow)...)
 			}
-			copy(data[p.within:], found)
+			copy(data[p.within:], a.key.SealObject(leavesName(ownerOf(key)), found))
 			better = true
 		}
 		if end, ok := a.ends(key); ok && missing == 0 && int64(len(data)) > end {
@@ -236,7 +242,7 @@ func (r *repairer) makeSection(ctx context.Context, a *atlas, v *sectionVersion)
 	if root == nil || err != nil {
 		return nil, false
 	}
-	img := &Image{Root: root, objects: r.store.objects}
+	img := &Image{Root: root, objects: r.store.objects, key: a.key}
 	section := manifest.NewSection(v.ref.Owner, v.ref.Section)
 	for _, at := range root.Leaves {
 		leaf, err := img.FetchLeaf(ctx, at)

@@ -35,7 +35,7 @@ func (c chest) Root(_ manifest.SnapshotID, hash manifest.Hash) ([]byte, bool) {
 // collect puts all that an image refers to into a chest.
 func (w *world) collect(c chest, img *snapshot.Image, d *device) {
 	w.t.Helper()
-	root := img.Root.Encode()
+	root := img.StoredRoot()
 	c[manifest.Sum(root)] = root
 	for _, ref := range img.Root.Leaves {
 		leaf, err := img.FetchLeaf(w.ctx, ref)
@@ -95,9 +95,14 @@ type gallery struct {
 	chest   chest                                   // all that they refer to
 }
 
+// newGallery returns one that is encrypted if the seed is odd.
 func newGallery(t testing.TB, seed uint64) *gallery {
+	key := ""
+	if seed%2 == 1 {
+		key = "toy"
+	}
 	g := &gallery{
-		world: newWorld(t), rng: rand.New(rand.NewPCG(seed, 1)), chest: make(chest),
+		world: newWorldUnder(t, blockstore.NewMem(), key), rng: rand.New(rand.NewPCG(seed, 1)), chest: make(chest),
 		content: make(map[manifest.SnapshotID]*device), images: make(map[manifest.SnapshotID]*snapshot.Image),
 	}
 	var last *snapshot.Image

@@ -76,7 +76,7 @@ func TestOpenTakesTwoRoundTrips(t *testing.T) {
 					if took := time.Since(start); took > 2*time.Second {
 						t.Errorf("took %v with a second for each request", took)
 					}
-					if n := len(w.faults.Calls()); n > 6 {
+					if n := len(w.faults.Calls()); n > 7 {
 						t.Errorf("%d requests: %v", n, w.faults.Calls())
 					}
 					if img.Root.DataBlocks != int64(len(d.blocks)) {

@@ -30,16 +30,18 @@ func (s *Store) LoadFrom(ctx context.Context, id manifest.SnapshotID, from Salva
 	if err := s.checkTombstone(ctx, id); err != nil {
 		return nil, err
 	}
-	outcome, root, err := s.committed(ctx, id)
-	if isDamage(err) && outcome.State == manifest.StateCommitted {
-		if data, ok := from.Root(id, manifest.Hash(outcome.RootHash)); ok {
-			root, err = decodeRoot(id, outcome, data)
+	img, err := s.committed(ctx, id)
+	if isDamage(err) && img.Outcome.State == manifest.StateCommitted {
+		if data, ok := from.Root(id, manifest.Hash(img.Outcome.RootHash)); ok {
+			if img.key, err = s.Key(ctx, id.Lineage); err == nil {
+				err = img.setRoot(id, data)
+			}
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &Image{Outcome: outcome, Root: root, objects: s.objects}, nil
+	return img, nil
 }
 
 // Rescue is [Image.Export] of a damaged image: it writes all that can be read from
@@ -69,7 +71,7 @@ type rescue struct {
 }
 
 func (r *rescue) run(ctx context.Context) error {
-	reader := &blockstore.BlockReader{Store: r.objects, Lineage: r.ID().Lineage, BlockSize: r.Geometry().BlockSize}
+	reader := &blockstore.BlockReader{Store: r.objects, Lineage: r.ID().Lineage, BlockSize: r.Geometry().BlockSize, Key: r.key}
 	buffers := make(freelist[[]byte], readRuns)
 	return r.eachRun(ctx, r.pick, func(ctx context.Context, run manifest.Run) error {
 		buffer := buffers.get(func() []byte { return make([]byte, reader.BlockSize) })

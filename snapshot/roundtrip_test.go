@@ -34,7 +34,9 @@ func devices() map[string]*device {
 	return all
 }
 
-func TestImageEqualsItsSource(t *testing.T) {
+func TestImageEqualsItsSource(t *testing.T) { plainAndSealed(t, testImageEqualsItsSource) }
+
+func testImageEqualsItsSource(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	for name, d := range devices() {
 		t.Run(name, func(t *testing.T) {
@@ -58,7 +60,9 @@ func TestImageEqualsItsSource(t *testing.T) {
 }
 
 // More than one pack, and both kinds of blocks.
-func TestImageOfSeveralPacks(t *testing.T) {
+func TestImageOfSeveralPacks(t *testing.T) { plainAndSealed(t, testImageOfSeveralPacks) }
+
+func testImageOfSeveralPacks(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(1000*testBlock).random(1, span(0, 260)...).tiny(2, span(300, 340)...)
 	img := w.create(nil, nil, d)
@@ -91,6 +95,10 @@ func TestImageEqualsItsSourceInADirectory(t *testing.T) {
 // A write of something to a place that is what it was before is no change,
 // whatever the source says.
 func TestUploadStoresOnlyBlocksThatDifferByHash(t *testing.T) {
+	plainAndSealed(t, testUploadStoresOnlyBlocksThatDifferByHash)
+}
+
+func testUploadStoresOnlyBlocksThatDifferByHash(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	base := newDevice(3*leafBytes-512).random(1, span(0, 20)...).random(2, span(2000, 2010)...)
 	parent := w.create(nil, nil, base)
@@ -135,6 +143,10 @@ func TestUploadStoresOnlyBlocksThatDifferByHash(t *testing.T) {
 }
 
 func TestBlockThatReturnsToTheParentsContentIsInherited(t *testing.T) {
+	plainAndSealed(t, testBlockThatReturnsToTheParentsContentIsInherited)
+}
+
+func testBlockThatReturnsToTheParentsContentIsInherited(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	first := newDevice(10*testBlock).random(1, span(0, 10)...)
 	second := first.random(2, 4)
@@ -154,7 +166,9 @@ func TestBlockThatReturnsToTheParentsContentIsInherited(t *testing.T) {
 	w.mustHold(three, second)
 }
 
-func TestGrowthOfTheDevice(t *testing.T) {
+func TestGrowthOfTheDevice(t *testing.T) { plainAndSealed(t, testGrowthOfTheDevice) }
+
+func testGrowthOfTheDevice(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	sizes := []int64{0, 512, 5 * testBlock, 5*testBlock + 512, leafBytes - testBlock, leafBytes, leafBytes + testBlock, 2*leafBytes + 512, 16 << 40}
 	for i, from := range sizes {
@@ -187,7 +201,9 @@ func TestGrowthOfTheDevice(t *testing.T) {
 
 // An extent of holes as large as the largest device costs no more than the
 // parent has data in it.
-func TestHolesOfTheLargestDevice(t *testing.T) {
+func TestHolesOfTheLargestDevice(t *testing.T) { plainAndSealed(t, testHolesOfTheLargestDevice) }
+
+func testHolesOfTheLargestDevice(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	base := newDevice(manifest.MaxDeviceSize)
 	end := base.geometry.Blocks()
@@ -205,6 +221,10 @@ func TestHolesOfTheLargestDevice(t *testing.T) {
 // Many compressible blocks far apart are what the bounds of the index writer
 // are about: more leaves than wait for one pack.
 func TestChangesScatteredOverManyLeaves(t *testing.T) {
+	plainAndSealed(t, testChangesScatteredOverManyLeaves)
+}
+
+func testChangesScatteredOverManyLeaves(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	w := newWorld(t)
 	const leaves = 300
@@ -233,7 +253,9 @@ func TestChangesScatteredOverManyLeaves(t *testing.T) {
 	w.mustVerify(two.ID())
 }
 
-func TestDiffIsWhereTwoImagesDiffer(t *testing.T) {
+func TestDiffIsWhereTwoImagesDiffer(t *testing.T) { plainAndSealed(t, testDiffIsWhereTwoImagesDiffer) }
+
+func testDiffIsWhereTwoImagesDiffer(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	a := newDevice(2*leafBytes-512).tiny(1, 0, 1, 2, 5, 8, 1023, 1024, 2047)
 	b := a.tiny(2, 1, 8, 1023, 1024).punched(5, 2047).tiny(3, 6, 7).grown(2*leafBytes + 4096)
@@ -271,7 +293,9 @@ func TestDiffIsWhereTwoImagesDiffer(t *testing.T) {
 }
 
 // What is uploaded is what arrives, whatever order blocks and packs take.
-func TestManyRandomIncrements(t *testing.T) {
+func TestManyRandomIncrements(t *testing.T) { plainAndSealed(t, testManyRandomIncrements) }
+
+func testManyRandomIncrements(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	d := newDevice(2*leafBytes + 4096)

@@ -24,7 +24,7 @@ type rule struct {
 // rules returns all of them, in the order of the design.
 func rules() []rule {
 	const tombstones, pins, intents, outcomes = manifest.KindTombstones, manifest.KindPins, manifest.KindIntents, manifest.KindOutcomes
-	return []rule{
+	return append(custodyRules(), []rule{
 		{"commit: the parent's tombstone is looked for", "import", "importer", func(_ *stage, s blockstore.Store) blockstore.Store {
 			return blind{s}
 		}, cost{2, 0}, errLost},
@@ -55,6 +55,27 @@ func rules() []rule {
 		{"abort: outcomes are never removed", "volume, reaped", "reaper", func(st *stage, s blockstore.Store) blockstore.Store {
 			return erasing{s, manifest.RootKey(st.id(3)), manifest.OutcomeKey(st.id(3))}
 		}, cost{1, 0}, errLost},
+		{"set: its outcome is created once", "set, reaped", "coordinator", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return unbound{s, manifest.KindSets}
+		}, cost{1, 0}, errHalf},
+		{"set: and by who aborts it", "set, reaped", "reaper", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return unbound{s, manifest.KindSets}
+		}, cost{1, 0}, errBroken},
+		{"set: who comes second reads it", "set, reaped", "coordinator", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return credulous{s}
+		}, cost{1, 0}, errVerdict},
+		{"set: who aborts a member aborts it", "set, reaped", "reaper", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return selfish{s}
+		}, cost{1, 0}, errHalf},
+		{"set: a pending member is not deleted alone", "set, member deleted", "deleter of 3", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return selfish{s}
+		}, cost{1, 0}, errHalf},
+		{"set: nor given up alone", "set", "vol-1", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return selfish{s}
+		}, cost{1, 1}, errBroken},
+		{"set: its outcome comes before those of its members", "set", "coordinator", func(_ *stage, s blockstore.Store) blockstore.Store {
+			return early{s}
+		}, cost{0, 1}, errHalf},
 		{"delete: a pending snapshot is aborted", "volume, new root deleted", "deleter of 3", func(_ *stage, s blockstore.Store) blockstore.Store {
 			return burying{s}
 		}, cost{3, 0}, errLost},
@@ -112,7 +133,7 @@ func rules() []rule {
 		{"reclaim: packs are rewritten only as they were read", "mount, parent deleted", "deleter of 5", func(_ *stage, s blockstore.Store) blockstore.Store {
 			return unbound{s, manifest.KindData}
 		}, cost{1, 0}, errLeft},
-	}
+	}...)
 }
 
 // Whichever rule of the protocol one host breaks, there is a schedule that

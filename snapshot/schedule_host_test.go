@@ -47,15 +47,15 @@ func newLedger(seed maphash.Seed, objects map[string][]byte) (*ledger, error) {
 func immutable(key string) bool {
 	kind, _, _ := strings.Cut(key, "/")
 	return slices.Contains([]string{
-		manifest.StoreKey(), manifest.KindLineages, manifest.KindIntents, manifest.KindOutcomes, manifest.KindTombstones,
+		manifest.StoreKey(), manifest.KindLineages, manifest.KindIntents, manifest.KindOutcomes, manifest.KindTombstones, manifest.KindSets,
 	}, kind)
 }
 
 // unused reports whether there is no object of a key's kind in any schedule: the
-// clock stands still, so that nobody's heart beats, and nobody changes tags.
+// clock stands still, so that nobody's heart beats.
 func unused(key string) bool {
 	kind, _, _ := strings.Cut(key, "/")
-	return kind == manifest.KindProgress || kind == manifest.KindMeta
+	return kind == manifest.KindProgress
 }
 
 // put writes an object.
@@ -205,7 +205,7 @@ func (h *host) List(ctx context.Context, prefix string, fn func(blockstore.Info)
 	for last, more := "", true; more; {
 		var page []blockstore.Info
 		err := h.wait(ctx, call{
-			name: "list " + prefix + " after " + last, local: unused(prefix),
+			name: "list " + prefix + " after " + last, local: unused(prefix) || prefix == manifest.StoreKey(), // for the time
 			make: func() (told uint64, err error) {
 				page, more, err = h.list(prefix, last)
 				for _, info := range page {

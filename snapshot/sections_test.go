@@ -20,7 +20,7 @@ func TestFooterOfManyPacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lineage, err := store.CreateLineage(ctx, manifest.MinBlockSize)
+	lineage, err := store.CreateLineage(ctx, manifest.MinBlockSize, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,19 @@ import (
 // aborted unless it was committed before, which the store decides. nonce tells
 // the attempt from another one that drew the same id: if there is one, this one
 // never began. It returns the outcome that stands, or in that case a zero one.
+// One of a set takes the others with it, if it is aborted.
 func (s *Store) Resolve(ctx context.Context, id manifest.SnapshotID, nonce, why string) (committed bool, _ manifest.Outcome, err error) {
-	aborted := manifest.Outcome{Version: manifest.RecordVersion, Snapshot: id, State: manifest.StateAborted, Nonce: nonce, Why: why, End: now()}
+	return s.ResolveMember(ctx, "", id, nonce, why)
+}
+
+// ResolveMember is Resolve for an attempt that is known to be of a set, as its
+// intent may not tell. "" is none that is known of.
+func (s *Store) ResolveMember(ctx context.Context, set manifest.SetID, id manifest.SnapshotID, nonce, why string) (committed bool, _ manifest.Outcome, err error) {
+	aborted := manifest.Outcome{Version: manifest.RecordVersion, Snapshot: id, State: manifest.StateAborted, Nonce: nonce, Why: why, Set: set, End: now()}
 	intent, err := s.intent(ctx, id)
 	switch {
 	case err == nil && intent.Nonce == nonce:
-		aborted.Parent, aborted.Volume, aborted.Size, aborted.BlockSize = intent.Parent, intent.Volume, intent.Size, intent.BlockSize
-		aborted.Start, aborted.Description, aborted.Tags = intent.Start, intent.Description, intent.Tags
+		aborted = abortedBy(intent, why)
 	case err == nil:
 		return false, manifest.Outcome{}, nil
 	case !errors.Is(err, blockstore.ErrNotExist) && !errors.Is(err, manifest.ErrCorrupt):
@@ -27,11 +33,24 @@ func (s *Store) Resolve(ctx context.Context, id manifest.SnapshotID, nonce, why 
 	}
 	// Without an intent too: it may be on its way, and the outcome keeps the
 	// attempt from ever committing.
-	outcome, err := s.putOutcome(ctx, aborted)
+	end := s.putOutcome
+	if aborted.Set != "" {
+		end = s.endMember
+	}
+	outcome, err := end(ctx, aborted)
 	if err != nil {
 		return false, manifest.Outcome{}, fmt.Errorf("resolve %s: %w", id, err)
 	}
 	return outcome.State == manifest.StateCommitted && outcome.Nonce == nonce, outcome, nil
+}
+
+// abortedBy returns the outcome that aborts an attempt.
+func abortedBy(i manifest.Intent, why string) manifest.Outcome {
+	return manifest.Outcome{
+		Version: manifest.RecordVersion, Snapshot: i.Snapshot, State: manifest.StateAborted, Nonce: i.Nonce, Why: why,
+		Parent: i.Parent, Volume: i.Volume, Size: i.Size, BlockSize: i.BlockSize,
+		Start: i.Start, End: now(), Owner: i.Owner, Description: i.Description, Tags: i.Tags, CopiedFrom: i.CopiedFrom, Set: i.Set,
+	}
 }
 
 // putOutcome puts an outcome unless there is one, and returns the one that

@@ -19,6 +19,7 @@ type stage struct {
 	content map[manifest.SnapshotID]*device
 	roots   map[manifest.SnapshotID]*manifest.Root
 	changes []int64 // the blocks that every snapshot to be made changes
+	other   manifest.LineageID
 }
 
 func newStage(t testing.TB, set func(*stage)) *stage {
@@ -38,8 +39,33 @@ func newStage(t testing.TB, set func(*stage)) *stage {
 	return st
 }
 
+// id returns the snapshot of a serial, which from elsewhere on is one of the other
+// lineage.
 func (st *stage) id(serial uint64) manifest.SnapshotID {
+	if serial >= elsewhere {
+		return manifest.SnapshotID{Lineage: st.other, Serial: serial}
+	}
 	return manifest.SnapshotID{Lineage: st.lineage, Serial: serial}
+}
+
+// elsewhere is the least serial in the other lineage.
+const elsewhere = 100
+
+// lineages lists them.
+func (st *stage) lineages() []manifest.LineageID {
+	if st.other == 0 {
+		return []manifest.LineageID{st.lineage}
+	}
+	return []manifest.LineageID{st.lineage, st.other}
+}
+
+// another makes the other lineage.
+func (st *stage) another() {
+	record, err := st.store.CreateLineage(st.ctx, testBlock, "")
+	if err != nil {
+		st.t.Fatal(err)
+	}
+	st.other = record.ID
 }
 
 // first makes a snapshot without a parent.
@@ -95,8 +121,18 @@ func (st *stage) attempt(s *snapshot.Store, id manifest.SnapshotID, parent *mani
 	if parent == nil {
 		return plan, d.since(nil)
 	}
-	plan.Parent = s.ImageOf(parent)
+	plan.Parent = imageOf(s, parent)
 	return plan, d.since(st.content[parent.Snapshot])
+}
+
+// imageOf returns the image of a root that is not encrypted.
+func imageOf(s *snapshot.Store, root *manifest.Root) *snapshot.Image {
+	data := root.Encode()
+	img, err := s.ImageOf(root.Snapshot, data, manifest.Sum(data), nil)
+	if err != nil {
+		panic(err) // the root is one that was read
+	}
+	return img
 }
 
 // nonceOf returns the nonce of every attempt at a snapshot.

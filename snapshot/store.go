@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -29,6 +30,28 @@ var (
 
 	// ErrUnrelated: two snapshots do not share a lineage.
 	ErrUnrelated = errors.New("snapshots are not of the same lineage")
+
+	// ErrLocked: a lock keeps the snapshot from being deleted, or itself from being
+	// undone.
+	ErrLocked = errors.New("snapshot is locked")
+
+	// ErrNotLocked: no lock is in force.
+	ErrNotLocked = errors.New("snapshot is not locked")
+
+	// ErrLock: no lock can be as it was asked for.
+	ErrLock = errors.New("invalid lock")
+
+	// ErrRetention: no deleted snapshot can be kept for as long as was asked for.
+	ErrRetention = errors.New("invalid retention")
+
+	// ErrInBin is the ErrNotFound of a snapshot in the recycle bin.
+	ErrInBin = fmt.Errorf("%w: it is in the recycle bin", ErrNotFound)
+
+	// ErrNotInBin: the snapshot is not in the recycle bin.
+	ErrNotInBin = errors.New("snapshot is not in the recycle bin")
+
+	// ErrNotPermitted: the snapshot may not be shared like this.
+	ErrNotPermitted = errors.New("sharing is not permitted")
 
 	// ErrNotStore: the object store holds no lazyvol store.
 	ErrNotStore = errors.New("not a lazyvol store")
@@ -59,17 +82,24 @@ const parallel = 32
 // concurrently.
 type Store struct {
 	objects blockstore.Store
+	keys    Keys   // nil: none
+	owner   string // recorded in the snapshots begun here; "": none
+	records RecordCache
 
 	mu       sync.Mutex // guards the fields below
 	id       string     // "" until store.json was read
 	lineages map[manifest.LineageID]manifest.LineageRecord
+	dataKeys map[manifest.LineageID]*crypt.Key // of encrypted lineages, unwrapped
 }
 
 // New returns the lazyvol store in objects without asking it anything; ID
 // tells whether there is one. The object store does the retrying: an error it
 // reports is final here.
 func New(objects blockstore.Store) *Store {
-	return &Store{objects: objects, lineages: make(map[manifest.LineageID]manifest.LineageRecord)}
+	return &Store{
+		objects: objects, lineages: make(map[manifest.LineageID]manifest.LineageRecord),
+		dataKeys: make(map[manifest.LineageID]*crypt.Key),
+	}
 }
 
 // Init makes the store if there is none yet. It is idempotent, and safe when
@@ -87,6 +117,10 @@ func Init(ctx context.Context, objects blockstore.Store) (*Store, error) {
 	_, err = s.ID(ctx)
 	return s, err
 }
+
+// SetOwner names, before s is used, the owner of the snapshots that are begun
+// through it: see [manifest.CheckOwner].
+func (s *Store) SetOwner(owner string) { s.owner = owner }
 
 // Objects returns the object store that holds this store.
 func (s *Store) Objects() blockstore.Store { return s.objects }
@@ -117,30 +151,46 @@ func (s *Store) ID(ctx context.Context) (string, error) {
 	return s.id, nil
 }
 
-// CreateLineage draws a new lineage and records it. blockSize is in bytes.
-func (s *Store) CreateLineage(ctx context.Context, blockSize int) (manifest.LineageRecord, error) {
+// CreateLineage draws a new lineage and records it. blockSize is in bytes. keyURI names
+// the key under which it is encrypted; "" is none.
+func (s *Store) CreateLineage(ctx context.Context, blockSize int, keyURI string) (manifest.LineageRecord, error) {
 	const draws = 8 // of 2³² ids; a store holds far fewer lineages
 	for range draws {
-		record := manifest.LineageRecord{
-			Version:   manifest.RecordVersion,
-			ID:        manifest.NewLineageID(),
-			BlockSize: blockSize,
-			Created:   now(),
-		}
-		err := s.putOnce(ctx, manifest.LineageKey(record.ID), record)
+		record, err := s.recordLineage(ctx, manifest.LineageRecord{ID: manifest.NewLineageID(), BlockSize: blockSize}, keyURI)
 		if errors.Is(err, blockstore.ErrExists) {
 			continue // taken, or ours with its reply lost: an unused lineage harms nobody
 		}
 		if err != nil {
 			return record, fmt.Errorf("create lineage: %w", err)
 		}
+		s.Recall(record)
 		return record, nil
 	}
 	return manifest.LineageRecord{}, fmt.Errorf("create lineage: %d ids drawn and all taken", draws)
 }
 
-// Lineage returns a lineage's record. Records never change, so each is read
-// once.
+// recordLineage records a lineage under its id, encrypted under a key that is made for
+// it unless keyURI is "". ErrExists: the id is taken.
+func (s *Store) recordLineage(ctx context.Context, record manifest.LineageRecord, keyURI string) (manifest.LineageRecord, error) {
+	record.Version, record.Created = manifest.RecordVersion, now()
+	var key *crypt.Key
+	if keyURI != "" {
+		var err error
+		if record.Encryption, key, err = s.encrypt(ctx, keyURI, record.ID); err != nil {
+			return record, err
+		}
+	}
+	if err := s.putOnce(ctx, manifest.LineageKey(record.ID), record); err != nil {
+		return record, err
+	}
+	if key != nil {
+		s.keepKey(record.ID, key)
+	}
+	return record, nil
+}
+
+// Lineage returns a lineage's record. Records do not change, but for their key when that
+// is shredded, so each is read once.
 func (s *Store) Lineage(ctx context.Context, id manifest.LineageID) (manifest.LineageRecord, error) {
 	s.mu.Lock()
 	record, ok := s.lineages[id]
@@ -152,14 +202,17 @@ func (s *Store) Lineage(ctx context.Context, id manifest.LineageID) (manifest.Li
 	if errors.Is(err, blockstore.ErrNotExist) {
 		return record, fmt.Errorf("%w: the store has no lineage %s", ErrNotFound, id)
 	}
+	if err == nil && record.ID != id { // to whose id its key is bound
+		err = fmt.Errorf("its record is that of %s: %w", record.ID, manifest.ErrCorrupt)
+	}
 	if err != nil {
 		return record, fmt.Errorf("read lineage %s: %w", id, err)
 	}
-	if record.Encryption != nil {
-		return record, fmt.Errorf("lineage %s is encrypted, which this lazyvol cannot read: %w", id, manifest.ErrVersion)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if known, ok := s.lineages[id]; ok {
+		return known, nil // it was recalled meanwhile
+	}
 	s.lineages[id] = record
 	return record, nil
 }

@@ -129,7 +129,7 @@ func TestLineagesAreListedInOrder(t *testing.T) {
 	w := newWorld(t)
 	want := []manifest.LineageID{w.lineage}
 	for range 3 {
-		lineage, err := w.store.CreateLineage(w.ctx, manifest.DefaultBlockSize)
+		lineage, err := w.store.CreateLineage(w.ctx, manifest.DefaultBlockSize, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ func TestLineagesAreListedInOrder(t *testing.T) {
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
-	if _, err := w.store.CreateLineage(w.ctx, 12345); err == nil {
+	if _, err := w.store.CreateLineage(w.ctx, 12345, ""); err == nil {
 		t.Error("made a lineage with blocks of 12345 bytes")
 	}
 }

@@ -34,6 +34,9 @@ type survey struct {
 	damaged    map[manifest.SnapshotID]error           // outcomes that cannot be decoded
 	pending    map[manifest.SnapshotID]manifest.Intent // those without outcome
 
+	// unrecorded are those among outcomes that only a set's outcome tells.
+	unrecorded []manifest.SnapshotID
+
 	// swept are deleted snapshots seen to be swept before this survey began.
 	// Passes over a lineage share it.
 	swept sweptSet
@@ -152,7 +155,62 @@ func (w *survey) readRecords(ctx context.Context, ended map[manifest.SnapshotID]
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := w.readSets(ctx); err != nil {
+		return err
+	}
 	return w.checkDamaged()
+}
+
+// readSets takes from the outcomes of sets those of members that have none of
+// their own. It is as if they had been listed with the others, a moment later.
+func (w *survey) readSets(ctx context.Context) error {
+	members := make(map[manifest.SetID][]manifest.SnapshotID)
+	for _, id := range sorted(w.pending) {
+		if set := w.pending[id].Set; set != "" {
+			members[set] = append(members[set], id)
+		}
+	}
+	var mu sync.Mutex // guards the maps
+	g, gctx := newGroup(ctx)
+	g.SetLimit(parallel)
+	for id, ids := range members {
+		g.Go(func() error {
+			set, err := w.store.setOutcome(gctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, blockstore.ErrNotExist):
+				return nil // pending, all of them
+			case err != nil && !errors.Is(err, manifest.ErrCorrupt):
+				return err
+			}
+			for _, id := range ids {
+				if err != nil {
+					w.damaged[id] = err
+				} else {
+					w.outcomes[id] = outcomeIn(set, abortedBy(w.pending[id], set.Why))
+					w.unrecorded = append(w.unrecorded, id)
+				}
+				delete(w.pending, id)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// record records what sets have decided, so that others need not look at them. It
+// leaves out what was deleted because its set's outcome or its root was damaged.
+func (w *survey) record(ctx context.Context) error {
+	for _, id := range w.unrecorded {
+		if w.tombstones[id] {
+			continue
+		}
+		if _, err := w.store.record(ctx, w.outcomes[id]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkDamaged fails if a snapshot with a damaged outcome may be a root, of

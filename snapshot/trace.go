@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -28,7 +29,12 @@ func (s *Store) SaveTrace(ctx context.Context, id manifest.SnapshotID, name stri
 	if err == nil {
 		data, err = trace.Encode()
 	}
+	var key *crypt.Key
 	if err == nil {
+		key, err = s.Key(ctx, id.Lineage)
+	}
+	if err == nil {
+		data = key.SealObject(traceName(id, name), data)
 		_, err = s.objects.Put(ctx, manifest.TraceKey(id, name), data, blockstore.Condition{})
 	}
 	if err != nil {
@@ -50,12 +56,19 @@ func (s *Store) trace(ctx context.Context, id manifest.SnapshotID, name string) 
 	if err := CheckTraceName(name); err != nil {
 		return nil, err
 	}
-	data, _, err := s.objects.Get(ctx, manifest.TraceKey(id, name), manifest.MaxTraceLength)
+	data, _, err := s.objects.Get(ctx, manifest.TraceKey(id, name), manifest.MaxTraceLength+crypt.ObjectOverhead)
 	if errors.Is(err, blockstore.ErrNotExist) {
 		return nil, fmt.Errorf("%w (record one with 'lazyvol mount --record-trace %s')", ErrNotFound, name)
 	}
 	if err != nil {
 		return nil, err
+	}
+	key, err := s.Key(ctx, id.Lineage)
+	if err != nil {
+		return nil, err
+	}
+	if data, err = key.OpenObject(traceName(id, name), data); err != nil {
+		return nil, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 	}
 	return manifest.DecodeTrace(data)
 }

@@ -10,7 +10,9 @@ import (
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
-func TestTraceIsFoundByItsName(t *testing.T) {
+func TestTraceIsFoundByItsName(t *testing.T) { plainAndSealed(t, testTraceIsFoundByItsName) }
+
+func testTraceIsFoundByItsName(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(leafBytes).random(1, 1, 2)
 	id := w.create(nil, nil, d).ID()
@@ -35,6 +37,10 @@ func TestTraceIsFoundByItsName(t *testing.T) {
 }
 
 func TestTraceNamesThatAreNoKeysAreRefused(t *testing.T) {
+	plainAndSealed(t, testTraceNamesThatAreNoKeysAreRefused)
+}
+
+func testTraceNamesThatAreNoKeysAreRefused(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	id := w.create(nil, nil, newDevice(leafBytes).random(1, 1)).ID()
 	before := w.objects("")
@@ -51,7 +57,9 @@ func TestTraceNamesThatAreNoKeysAreRefused(t *testing.T) {
 	}
 }
 
-func TestTracesGoWithTheirSnapshot(t *testing.T) {
+func TestTracesGoWithTheirSnapshot(t *testing.T) { plainAndSealed(t, testTracesGoWithTheirSnapshot) }
+
+func testTracesGoWithTheirSnapshot(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(leafBytes).random(1, 1, 2)
 	one := w.create(nil, nil, d)

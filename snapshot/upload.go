@@ -18,6 +18,10 @@ import (
 type Extent struct {
 	First, Count int64
 	Hole         bool
+
+	// Stored, unless it is a hole's, says where an earlier run of the attempt has
+	// put the extent's only block.
+	Stored manifest.Ref
 }
 
 // A Source is what an attempt uploads.
@@ -115,6 +119,9 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	sends, budget := bounds(a.plan.Memory)
 	senders := newCrew(ctx, make(places, sends))
 	index := newIndexWriter(a, &sender{a.store.objects, senders})
+	if a.plan.Resumed != nil {
+		index.numberFrom(*a.plan.Resumed)
+	}
 	ahead := max(2, int(budget)/a.plan.Geometry.BlockSize)
 	workers := min(ahead, max(readers, runtime.GOMAXPROCS(0)))
 	blocks := newPreparer(a.plan.Geometry.BlockSize, src.Read, workers, ahead)
@@ -142,7 +149,12 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 		return nil, err
 	}
 	// After everything that it refers to.
-	if err := putOwn(ctx, a.store.objects, manifest.RootKey(a.ID()), u.root); err != nil {
+	if a.plan.Resumed != nil {
+		err = a.finishResumed(ctx, index, u.root)
+	} else {
+		err = putOwn(ctx, a.store.objects, manifest.RootKey(a.ID()), u.root)
+	}
+	if err != nil {
 		return nil, err
 	}
 	a.blocksDone.Store(a.plan.Geometry.Blocks())
@@ -154,7 +166,8 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 type job struct {
 	first, count int64
 	hole         bool
-	parent       *parentLeaf // nil: all holes there
+	there        manifest.Ref // where an earlier run has put the block; a hole's: nowhere
+	parent       *parentLeaf  // nil: all holes there
 
 	// What its worker finds out.
 	old    *manifest.Leaf // the parent's leaf, nil: all holes
@@ -224,7 +237,7 @@ func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
 	end := e.First + e.Count
 	if !e.Hole {
 		for block := e.First; block < end; block++ {
-			if !yield(&job{first: block, count: 1, parent: l.get(block / manifest.LeafBlocks)}) {
+			if !yield(&job{first: block, count: 1, there: e.Stored, parent: l.get(block / manifest.LeafBlocks)}) {
 				return false
 			}
 		}

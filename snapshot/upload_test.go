@@ -76,7 +76,7 @@ func TestUploadIsBounded(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				lineage, err := store.CreateLineage(t.Context(), blockSize)
+				lineage, err := store.CreateLineage(t.Context(), blockSize, "")
 				if err != nil {
 					t.Fatal(err)
 				}

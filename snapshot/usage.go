@@ -108,11 +108,11 @@ func (u *usage) countSections(ctx context.Context) error {
 				continue
 			}
 			if pack == nil { // its own, in which it refers to every slot
-				u.bytes += slotTableSize(len(p.Slots))
+				u.bytes += slotTableSize(len(p.Slots), u.img.key)
 			}
 			for _, slot := range p.Slots {
 				if pack == nil || !pack.slots.has(slot.Slot) {
-					u.bytes += int64(slot.Length)
+					u.bytes += int64(slot.Length) + int64(u.img.key.Overhead())
 				}
 			}
 		}

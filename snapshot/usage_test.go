@@ -11,6 +11,10 @@ import (
 // The promise that names numbers: states of 10, then 4 changed, then 2 added
 // units store 16 in all, and deleting the first frees the 4 that changed.
 func TestTenThenFourChangedThenTwoAdded(t *testing.T) {
+	plainAndSealed(t, testTenThenFourChangedThenTwoAdded)
+}
+
+func testTenThenFourChangedThenTwoAdded(t *testing.T, newWorld func(testing.TB) *world) {
 	const unit = 8 // blocks
 	w := newWorld(t)
 	first := newDevice(10*unit*testBlock).random(1, span(0, 10*unit)...)
@@ -63,6 +67,10 @@ func TestTenThenFourChangedThenTwoAdded(t *testing.T) {
 // a middle and the last snapshot of a chain, for branches, and for what was
 // rewritten before.
 func TestUniqueBytesIsWhatDeletingFrees(t *testing.T) {
+	plainAndSealed(t, testUniqueBytesIsWhatDeletingFrees)
+}
+
+func testUniqueBytesIsWhatDeletingFrees(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	w := newWorld(t)
 	base := newDevice(3*leafBytes).random(1, span(0, 20)...).tiny(1, span(1000, 1060)...).tiny(1, span(2100, 2110)...)
@@ -109,6 +117,10 @@ func TestUniqueBytesIsWhatDeletingFrees(t *testing.T) {
 }
 
 func TestUniqueBytesOfWhatIsNotCommitted(t *testing.T) {
+	plainAndSealed(t, testUniqueBytesOfWhatIsNotCommitted)
+}
+
+func testUniqueBytesOfWhatIsNotCommitted(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(testBlock).tiny(1, 0)
 	a := w.begin(w.plan(nil, d), nil, d)

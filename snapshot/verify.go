@@ -190,7 +190,7 @@ func (c *checker) one(ctx context.Context) error {
 	outcome, err := c.at.outcome(ctx, id)
 	switch {
 	case errors.Is(err, blockstore.ErrNotExist):
-		_, _, err := c.at.committed(ctx, id) // pending, or not found
+		_, err := c.at.committed(ctx, id) // pending, or not found
 		return err
 	case errors.Is(err, manifest.ErrVersion):
 		return err
@@ -212,6 +212,11 @@ func (c *checker) all(ctx context.Context) error {
 	_, err = c.at.ID(ctx)
 	if isDamage(err) || errors.Is(err, ErrNotStore) && len(owners) > 0 {
 		c.found(Finding{Object: manifest.StoreKey(), Err: err})
+	} else if err != nil {
+		return err
+	}
+	if _, err := c.at.Policy(ctx); isDamage(err) {
+		c.found(Finding{Object: manifest.PolicyKey(), Err: err})
 	} else if err != nil {
 		return err
 	}
@@ -255,8 +260,11 @@ func (c *checker) sortOut(ctx context.Context) (map[manifest.LineageID][]manifes
 func explain(key string) (lineage manifest.LineageID, owner manifest.SnapshotID, ok bool) {
 	kind, rest, _ := strings.Cut(key, "/")
 	switch kind {
-	case manifest.StoreKey(), "traces", "events":
+	case manifest.StoreKey(), manifest.PolicyKey(), "traces", "events":
 		return 0, owner, true
+	case manifest.KindSets:
+		_, err := manifest.ParseSetOutcomeKey(key)
+		return 0, owner, err == nil
 	case manifest.KindLineages:
 		id, err := manifest.ParseLineageKey(key)
 		return id, owner, err == nil

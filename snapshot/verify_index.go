@@ -3,9 +3,11 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"errors"
 	"hash/maphash"
 	"slices"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -112,6 +114,12 @@ func newIndexCheck(c *lineageCheck) *indexCheck {
 
 // indexes checks the indexes of all roots of the lineage, and the blocks.
 func (c *lineageCheck) indexes(ctx context.Context) error {
+	if err := c.unlock(ctx); errors.Is(err, ErrShredded) {
+		c.note("lineage %s was shredded: nothing of it can be read", c.lineage)
+		return nil
+	} else if err != nil {
+		return err
+	}
 	x := newIndexCheck(c)
 	if err := x.eachWindow(ctx, x.checkOwners, x.checkLeaves); err != nil {
 		return err
@@ -199,10 +207,10 @@ type rootRead struct {
 // first time.
 func (c *indexCheck) readRoot(ctx context.Context, r *rootCheck, first bool) (*manifest.Root, error) {
 	key := manifest.RootKey(r.id)
-	data, _, err := c.store.objects.Get(ctx, key, manifest.MaxRootLength)
+	data, _, err := c.store.objects.Get(ctx, key, manifest.MaxRootLength+crypt.ObjectOverhead)
 	var root *manifest.Root
 	if err == nil {
-		root, err = decodeRoot(r.id, r.outcome, data)
+		root, err = decodeRoot(r.id, r.outcome, data, c.key)
 	}
 	if err != nil && !isDamage(err) {
 		return nil, err
@@ -212,7 +220,7 @@ func (c *indexCheck) readRoot(ctx context.Context, r *rootCheck, first bool) (*m
 		// The copy in the outcome is as good, if there is one.
 		outcome, copyErr := c.store.outcome(ctx, r.id)
 		if copyErr == nil && len(outcome.Root) > 0 {
-			root, copyErr = decodeRoot(r.id, r.outcome, outcome.Root)
+			root, copyErr = decodeRoot(r.id, r.outcome, outcome.Root, c.key)
 		}
 		if copyErr != nil && !isDamage(copyErr) {
 			return nil, copyErr
@@ -244,7 +252,7 @@ func (c *indexCheck) addFooter(r *rootRead) {
 	r.ends = make(map[uint32]int64)
 	own := func(offset int64, length int) {
 		part, within := manifest.SplitOffset(offset)
-		r.ends[part] = max(r.ends[part], within+int64(length))
+		r.ends[part] = max(r.ends[part], within+int64(length+c.key.ObjectOverhead()))
 	}
 	for _, ref := range r.root.Leaves {
 		if ref.Owner == r.id.Serial {
@@ -266,7 +274,7 @@ func (c *indexCheck) addFooter(r *rootRead) {
 
 // image returns something to read the index of a root through.
 func (c *indexCheck) image(r *rootCheck) *Image {
-	return &Image{Root: &manifest.Root{Snapshot: r.id, Geometry: r.geometry}, objects: c.store.objects}
+	return &Image{Root: &manifest.Root{Snapshot: r.id, Geometry: r.geometry}, objects: c.store.objects, key: c.key}
 }
 
 // harmAll returns a harm to all roots, without ranges.
@@ -442,7 +450,7 @@ func (c *indexCheck) explainFooter(ctx context.Context, r *rootCheck) error {
 	suspect := func(format string, args ...any) {
 		c.suspect(Finding{Object: manifest.RootKey(r.id), Err: disagrees(format, args...), Harm: []Harm{{Snapshot: r.id}}})
 	}
-	img := &Image{Root: root, objects: c.store.objects}
+	img := &Image{Root: root, objects: c.store.objects, key: c.key}
 	lengths := make(map[packID]map[uint16]uint32) // of the slots that leaves refer to, and no section yet
 	for _, ref := range root.Leaves {
 		leaf, err := img.FetchLeaf(ctx, ref)

@@ -170,7 +170,7 @@ func (o *ownerCheck) pack(ctx context.Context, number uint32, info blockstore.In
 		return o.unused(ctx, info)
 	}
 	delete(o.packs, number)
-	least := live.bytes + slotTableSize(live.slots.last()+1)
+	least := live.size(o.key)
 	if info.Size < least {
 		o.suspectPack(number)
 	} else if o.root == nil && !o.pending {

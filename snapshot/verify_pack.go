@@ -76,7 +76,7 @@ func (p *packCheck) run(ctx context.Context) error {
 		rest, err = p.whole(ctx, blockSize)
 	} else {
 		var table *blockstore.SlotTable
-		table, p.tableErr = blockstore.ReadSlotTable(ctx, p.store.objects, p.owner, p.number)
+		table, p.tableErr = blockstore.ReadSlotTable(ctx, p.store.objects, p.owner, p.number, p.key)
 		rest = p.compare(table, rest)
 	}
 	if err == nil && !isDamage(p.tableErr) {
@@ -104,16 +104,17 @@ func (p *packCheck) whole(ctx context.Context, blockSize int) (rest []want, err 
 		}
 		return nil, err
 	}
-	table, tableErr := blockstore.DecodePack(object, p.owner, p.number)
+	table, tableErr := blockstore.DecodePack(object, p.owner, p.number, p.key)
 	p.tableErr = tableErr
 	block := make([]byte, blockSize)
 	for _, w := range p.compare(table, p.wants) {
-		off, n, raw := w.ref.Offset, w.ref.Length, w.ref.Raw
+		off, n, raw := w.ref.Offset, w.ref.Length+uint32(p.key.Overhead()), w.ref.Raw
 		if table != nil {
 			slot := table.Slots[w.ref.Slot]
-			off, n, raw = slot.Offset, slot.Length, slot.Raw
+			off, n, raw = slot.Offset, table.StoredLen(int(w.ref.Slot)), slot.Raw
 		}
-		if int64(off)+int64(n) > int64(len(object)) || blockstore.Decompress(block, object[off:][:n], raw) != nil || manifest.Sum(block) != w.ref.Hash {
+		if int64(off)+int64(n) > int64(len(object)) ||
+			blockstore.DecodeSlot(block, object[off:][:n], raw, p.key, p.owner, p.number, w.ref.Slot) != nil || manifest.Sum(block) != w.ref.Hash {
 			rest = append(rest, w)
 			continue
 		}
@@ -146,7 +147,7 @@ func (p *packCheck) compare(table *blockstore.SlotTable, wants []want) (rest []w
 
 // read reads blocks as everybody does, by what the leaves say.
 func (p *packCheck) read(ctx context.Context, blockSize int, wants []want) error {
-	reader := &blockstore.BlockReader{Store: p.store.objects, Lineage: p.lineage, BlockSize: blockSize}
+	reader := &blockstore.BlockReader{Store: p.store.objects, Lineage: p.lineage, BlockSize: blockSize, Key: p.key}
 	buffer := make([]byte, blockSize)
 	var blocks []int64
 	var refs []manifest.Ref

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -20,6 +21,7 @@ type lineageCheck struct {
 	stored []manifest.SnapshotID                   // that have data
 	roots  []*rootCheck                            // that must be whole, in the order of their ids
 	begun  map[manifest.SnapshotID]manifest.Intent // intents of those that must be whole
+	key    *crypt.Key                              // nil: not encrypted, or the lineage's record is lost
 
 	suspicions []Finding // guarded by checker.mu; to be looked at again at the end
 
@@ -156,6 +158,9 @@ func (c *lineageCheck) checkOutcomes(ctx context.Context) error {
 	return eachRecord(ctx, c, keysOf(ids, manifest.OutcomeKey), func(i int, o manifest.Outcome, err error) {
 		id := ids[i]
 		switch {
+		case errors.Is(err, blockstore.ErrNotExist) && id == c.Snapshot:
+			delete(c.outcomes, id) // its set's may be the one that one has seen
+			return
 		case err != nil:
 		case o.Snapshot != id:
 			err = disagrees("it is that of %s", o.Snapshot)
@@ -181,6 +186,7 @@ func (c *lineageCheck) checkIntents(ctx context.Context) error {
 		}
 	}
 	ids := sorted(c.intents)
+	members := make(map[manifest.SetID][]manifest.SnapshotID)
 	err := eachRecord(ctx, c, keysOf(ids, manifest.IntentKey), func(i int, intent manifest.Intent, err error) {
 		id := ids[i]
 		if err == nil && intent.Snapshot != id {
@@ -189,6 +195,9 @@ func (c *lineageCheck) checkIntents(ctx context.Context) error {
 		o, ended := c.outcomes[id]
 		if err == nil && ended && o.State == manifest.StateCommitted {
 			err = copied(intent, o)
+		}
+		if err == nil && intent.Set != "" {
+			members[intent.Set] = append(members[intent.Set], id)
 		}
 		if err != nil {
 			c.suspectRecord(manifest.IntentKey(id), err, id)
@@ -208,6 +217,9 @@ func (c *lineageCheck) checkIntents(ctx context.Context) error {
 		}
 	})
 	if err != nil {
+		return err
+	}
+	if err := c.checkSets(ctx, members); err != nil {
 		return err
 	}
 	for id, o := range c.outcomes {
@@ -243,7 +255,7 @@ func copied(i manifest.Intent, o manifest.Outcome) error {
 	}{
 		{"nonce", i.Nonce == o.Nonce}, {"parent", parent(i.Parent) == parent(o.Parent)}, {"volume", i.Volume == o.Volume},
 		{"size", i.Size == o.Size}, {"block size", i.BlockSize == o.BlockSize}, {"start", i.Start.Equal(o.Start)},
-		{"description", i.Description == o.Description}, {"tags", maps.Equal(i.Tags, o.Tags)},
+		{"owner", i.Owner == o.Owner}, {"set", i.Set == o.Set}, {"description", i.Description == o.Description}, {"tags", maps.Equal(i.Tags, o.Tags)},
 	} {
 		if !field.same {
 			return disagrees("the intent and the outcome have another %s", field.name)
@@ -288,6 +300,15 @@ func (c *lineageCheck) suspectRecord(key string, err error, ids ...manifest.Snap
 	c.suspect(f)
 }
 
+// unlock gets the lineage's key. That it cannot be had is no damage.
+func (c *lineageCheck) unlock(ctx context.Context) (err error) {
+	c.key, err = c.survey.store.Key(ctx, c.lineage)
+	if errors.Is(err, ErrNotFound) || isDamage(err) {
+		return nil // which checkLineage tells
+	}
+	return err
+}
+
 func (c *lineageCheck) checkLineage(ctx context.Context) error {
 	key := manifest.LineageKey(c.lineage)
 	return eachRecord(ctx, c, []string{key}, func(_ int, record manifest.LineageRecord, err error) {
@@ -295,8 +316,6 @@ func (c *lineageCheck) checkLineage(ctx context.Context) error {
 		case err != nil:
 		case record.ID != c.lineage:
 			err = disagrees("it is that of %s", record.ID)
-		case record.Encryption != nil:
-			err = fmt.Errorf("%w: the lineage is encrypted, which this lazyvol cannot read", manifest.ErrVersion)
 		}
 		if err != nil {
 			c.suspectRecord(key, err, c.survey.roots()...)
@@ -500,12 +519,11 @@ func (c *lineageCheck) standing(ctx context.Context, id manifest.SnapshotID) (st
 		if intent.Parent == nil || *intent.Parent != id {
 			continue
 		}
-		ended, err := c.store.exists(ctx, manifest.OutcomeKey(child))
-		if err != nil {
+		switch _, err := c.store.outcome(ctx, child); {
+		case err == nil || isDamage(err) && !errors.Is(err, blockstore.ErrNotExist):
+			continue // it has ended
+		case !errors.Is(err, blockstore.ErrNotExist):
 			return mustBeWhole, err
-		}
-		if ended {
-			continue
 		}
 		age, err := c.age(ctx, manifest.IntentKey(child))
 		if err != nil {

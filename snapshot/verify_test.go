@@ -30,7 +30,9 @@ func (w *world) verify(id manifest.SnapshotID) (snapshot.Report, []error) {
 }
 
 // Damage to any object of a snapshot is found and named, wherever it is.
-func TestVerifyFindsAnyDamage(t *testing.T) {
+func TestVerifyFindsAnyDamage(t *testing.T) { plainAndSealed(t, testVerifyFindsAnyDamage) }
+
+func testVerifyFindsAnyDamage(t *testing.T, newWorld func(testing.TB) *world) {
 	t.Parallel()
 	base := newDevice(20*testBlock).random(1, span(0, 8)...).tiny(1, 15)
 	second := base.random(2, 1, 2, 3)
@@ -97,7 +99,9 @@ func TestVerifyFindsAnyDamage(t *testing.T) {
 }
 
 // A block that is damaged is named by its number, and the others are checked.
-func TestVerifyNamesTheBlock(t *testing.T) {
+func TestVerifyNamesTheBlock(t *testing.T) { plainAndSealed(t, testVerifyNamesTheBlock) }
+
+func testVerifyNamesTheBlock(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(20*testBlock).random(1, span(0, 20)...)
 	img := w.create(nil, nil, d)
@@ -110,7 +114,9 @@ func TestVerifyNamesTheBlock(t *testing.T) {
 
 // Snapshots that share blocks are verified by reading each block once, and a
 // block that is bad is bad in all of them.
-func TestCheckReadsSharedBlocksOnce(t *testing.T) {
+func TestCheckReadsSharedBlocksOnce(t *testing.T) { plainAndSealed(t, testCheckReadsSharedBlocksOnce) }
+
+func testCheckReadsSharedBlocksOnce(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d1 := newDevice(40*testBlock).random(1, span(0, 40)...)
 	d2 := d1.random(2, 3, 4)
@@ -150,6 +156,10 @@ func (w *world) check(share float64) *snapshot.Report {
 
 // What a delete and a reclaim remove meanwhile is no damage.
 func TestVerifyOfASnapshotThatIsDeletedMeanwhile(t *testing.T) {
+	plainAndSealed(t, testVerifyOfASnapshotThatIsDeletedMeanwhile)
+}
+
+func testVerifyOfASnapshotThatIsDeletedMeanwhile(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(20*testBlock).random(1, span(0, 20)...)
 	img := w.create(nil, nil, d)
@@ -167,6 +177,10 @@ func TestVerifyOfASnapshotThatIsDeletedMeanwhile(t *testing.T) {
 
 // That the store cannot be asked is no verdict on the snapshot.
 func TestVerifyWithoutAStoreIsNoVerdict(t *testing.T) {
+	plainAndSealed(t, testVerifyWithoutAStoreIsNoVerdict)
+}
+
+func testVerifyWithoutAStoreIsNoVerdict(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	img := w.create(nil, nil, newDevice(20*testBlock).random(1, span(0, 20)...))
 	for _, prefix := range []string{"packs/", "leaves/", "root", "intents/", "outcomes/", "data/"} {

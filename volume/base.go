@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -28,7 +29,7 @@ type base struct {
 }
 
 // openBase opens the base of a snapshot, making it if this host has none.
-func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry) (_ *base, err error) {
+func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geometry, key *crypt.Key) (_ *base, err error) {
 	b := &base{dir: h.baseDir(storeID, id), id: id, size: g.Size}
 	defer func() {
 		if err != nil {
@@ -39,13 +40,24 @@ func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geome
 		return nil, err
 	}
 	h.noteOpened(b.dir)
-	if b.Clean, err = h.openClean(b.dir, g); err != nil {
+	if b.Clean, err = h.openClean(b.dir, g, basePages(key, id)); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	if b.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(b.dir, "index"), g); err != nil {
+	if b.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(b.dir, "index"), g, key); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// basePages is what seals the pages of a base. They never change: that is what a
+// snapshot is.
+func basePages(key *crypt.Key, id manifest.SnapshotID) *crypt.Pages {
+	return key.Pages("of "+id.String(), true)
+}
+
+// ownPages is what seals the pages of a volume's own clean layer.
+func ownPages(key *crypt.Key, id manifest.VolumeID) *crypt.Pages {
+	return key.Pages("of "+string(id), false)
 }
 
 // removalPatience bounds how long an evictor takes to remove a base, even one of
@@ -69,9 +81,9 @@ func (h *Host) lockBase(dir string) (io.Closer, error) {
 
 // openClean opens a clean layer. Its files are made despite a full disk; what is
 // cached in them later is not.
-func (h *Host) openClean(dir string, g manifest.Geometry) (layer *cache.Clean, err error) {
+func (h *Host) openClean(dir string, g manifest.Geometry, pages *crypt.Pages) (layer *cache.Clean, err error) {
 	err = h.Budget.despiteFull(0, shared, func() (err error) {
-		layer, err = cache.OpenClean(h.FS, dir, g)
+		layer, err = cache.OpenClean(h.FS, dir, g, pages)
 		return err
 	})
 	return layer, err
@@ -112,7 +124,7 @@ func (d *Device) leaf(ctx context.Context, img *snapshot.Image, ref manifest.Lea
 		ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
 		defer cancel()
 		// A read may wait for this, whoever began it: so it has a read's slots.
-		leaf, err := snapshot.New(d.host.Demand).ImageOf(img.Root).FetchLeaf(ctx, ref)
+		leaf, err := img.Through(d.host.Demand).FetchLeaf(ctx, ref)
 		if err != nil {
 			return nil, err
 		}

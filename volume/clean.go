@@ -9,13 +9,13 @@ import (
 )
 
 // place returns the layer in which this host keeps a block's clean bytes, and
-// the size of that layer: beyond it the block is zeros. A block that diverged
+// the size of that layer: beyond it, as beyond the root, the block is zeros. A block that diverged
 // is never looked up in the base again.
 func (d *Device) place(block int64) (layer *cache.Clean, size int64) {
 	if d.base != nil && (d.writes == nil || !d.writes.diverged.Has(block)) {
 		return d.base.Clean, d.base.size
 	}
-	return d.writes.clean, d.geometry.Size
+	return d.writes.clean, d.geometry.Size()
 }
 
 // readClean fills p with what lies below the write layers, from the clean
@@ -54,6 +54,7 @@ func (d *Device) readCached(v *view, block int64, p []byte, off int64) (hit bool
 		return true, nil
 	}
 	layer, size := d.place(block)
+	size = min(size, v.image.Geometry().Size) // the volume may have grown since
 	held := p[:max(0, min(int64(len(p)), size-off))]
 	if len(held) > 0 {
 		if hit, err = layer.ReadAt(held, off); err != nil || !hit {

@@ -24,6 +24,8 @@ type SnapshotOptions struct {
 	// Cut, if set, is called once the moment of the snapshot has passed and
 	// its intent is in the store; the upload follows.
 	Cut func(*snapshot.Attempt)
+
+	set manifest.SetID // whose outcome decides the snapshot's: see Member
 }
 
 // Snapshot makes a snapshot of the volume as it is now and returns its
@@ -59,11 +61,11 @@ func (v *Volume) snapshot(ctx context.Context, o SnapshotOptions) (manifest.Outc
 	if _, err := v.settle(ctx); err != nil {
 		return manifest.Outcome{}, fmt.Errorf("settle the attempt before: %w", err)
 	}
-	stopped, err := v.seal()
+	stopped, g, err := v.seal()
 	if err != nil {
 		return manifest.Outcome{}, err
 	}
-	outcome, err := v.upload(ctx, o, stopped)
+	outcome, err := v.upload(ctx, o, g, stopped)
 
 	// From here on the caller's patience does not matter: the volume must not
 	// be left between two states if that can be helped.
@@ -95,66 +97,96 @@ func (v *Volume) finishLater(outcome manifest.Outcome, err error) {
 }
 
 // seal ends the open write layer and puts a new one in its place. Writers are
-// stopped for as long as it takes to swap a pointer: it returns how long.
-func (v *Volume) seal() (stopped time.Duration, err error) {
+// stopped for as long as it takes to swap a pointer: it returns how long, and the
+// volume's geometry at that moment.
+func (v *Volume) seal() (stopped time.Duration, g manifest.Geometry, err error) {
+	v.sizing.Lock()
+	defer v.sizing.Unlock()
+	layer, g, err := v.openNext()
+	if err != nil {
+		return 0, g, err
+	}
+	_, stopped = v.swap(func(now *view) *view { return newView(layer, now.open, now.image) })
+	return stopped, g, nil
+}
+
+// openNext makes the write layer that is to take the open one's place, and puts it
+// on record. The caller holds sizing until it has.
+func (v *Volume) openNext() (layer *cache.WriteLayer, g manifest.Geometry, err error) {
+	g = v.geometry.Get()
 	v.newest++
 	dir := layerDir(v.dir, v.newest)
-	layer, err := cache.CreateWriteLayer(v.host.mustKeep(), dir, v.geometry.Size, v.host.Boot)
+	layer, err = cache.CreateWriteLayer(v.host.mustKeep(), dir, g.Size, v.host.Boot, v.key)
 	if err != nil {
-		return 0, errors.Join(fmt.Errorf("open a new write layer: %w", err), cache.RemoveWriteLayer(v.host.FS, dir))
+		return nil, g, errors.Join(fmt.Errorf("open a new write layer: %w", err), cache.RemoveWriteLayer(v.host.FS, dir))
+	}
+	// Rule: layers have room for the size on record, which a Resize that failed half
+	// way may have made more than the volume's.
+	if recorded := v.Record().Size; recorded > g.Size {
+		if err := layer.Extend(recorded); err != nil {
+			return nil, g, errors.Join(fmt.Errorf("open a new write layer: %w", err), layer.Close(), cache.RemoveWriteLayer(v.host.FS, dir))
+		}
 	}
 	// Rule: a layer is named durably before anything is written to it. Should
 	// that fail it may be named all the same, and must stay.
 	if err := v.update(func(r *Record) { r.Layers = append(r.Layers, v.newest) }); err != nil {
-		return 0, errors.Join(err, layer.Close())
+		return nil, g, errors.Join(err, layer.Close())
 	}
-	_, stopped = v.swap(func(now *view) *view { return newView(layer, now.open, now.image) })
-	return stopped, nil
+	return layer, g, nil
 }
 
-// upload takes the attempt from the sealed layer to its outcome. stopped is for
-// how long the cut stopped writers.
-func (v *Volume) upload(ctx context.Context, o SnapshotOptions, stopped time.Duration) (manifest.Outcome, error) {
+// upload takes the attempt from the sealed layer to its outcome.
+func (v *Volume) upload(ctx context.Context, o SnapshotOptions, g manifest.Geometry, stopped time.Duration) (manifest.Outcome, error) {
+	attempt, err := v.put(ctx, o, g, stopped)
+	if err != nil {
+		return manifest.Outcome{}, err
+	}
+	return attempt.Commit(ctx)
+}
+
+// put puts all of the sealed layer into the store but the outcome. g is the
+// geometry at the cut, stopped for how long that stopped writers.
+func (v *Volume) put(ctx context.Context, o SnapshotOptions, g manifest.Geometry, stopped time.Duration) (*snapshot.Attempt, error) {
 	now := v.view.acquire()
 	defer now.release()
 	// Rule: the sealed layer is durable, then the attempt is on record, then
 	// the store hears of it.
 	if err := now.syncSealed(); err != nil {
-		return manifest.Outcome{}, err
+		return nil, err
 	}
-	attempt, full, err := v.begin(ctx, now.image, o)
+	attempt, full, err := v.begin(ctx, now.image, g, o)
 	if err != nil {
-		return manifest.Outcome{}, err
+		return nil, err
 	}
 	v.host.Log.Info("snapshot cut", "volume", v.name, "snapshot", attempt.ID(), "stopped_ms", float64(stopped)/float64(time.Millisecond))
 	if o.Cut != nil {
 		o.Cut(attempt)
 	}
-	c := &cut{Volume: v, view: newView(nil, now.sealed, now.image)}
+	c := &cut{Volume: v, view: newView(nil, now.sealed, now.image), geometry: g}
 	if err := c.evictHoles(); err != nil {
-		return manifest.Outcome{}, err
+		return nil, err
 	}
 	source := snapshot.Source{Extents: c.changes(), Read: c.readBlock}
 	if full {
 		source.Extents = c.everything(ctx)
 	}
 	if err := attempt.Upload(ctx, source); err != nil {
-		return manifest.Outcome{}, err
+		return nil, err
 	}
 	// Rule: the clean copies of diverged blocks are durable before the
 	// outcome. After it, a clean copy that a power cut rolled back would be
 	// believed in place of what the snapshot holds.
 	if err := v.writes.clean.Sync(); err != nil {
-		return manifest.Outcome{}, err
+		return nil, err
 	}
-	return attempt.Commit(ctx)
+	return attempt, nil
 }
 
 // begin records an attempt here and in the store. It is a full one, without a
 // parent, if the root's snapshot was deleted while the volume's pin on it was
 // gone: then nothing may be inherited from it.
-func (v *Volume) begin(ctx context.Context, root *snapshot.Image, o SnapshotOptions) (_ *snapshot.Attempt, full bool, err error) {
-	plan := v.plan(o)
+func (v *Volume) begin(ctx context.Context, root *snapshot.Image, g manifest.Geometry, o SnapshotOptions) (_ *snapshot.Attempt, full bool, err error) {
+	plan := v.plan(g, o)
 	if plan.Parent = root; root != nil {
 		plan.ParentLeaf = func(ctx context.Context, ref manifest.LeafRef) (*manifest.Leaf, error) { return v.leaf(ctx, root, ref) }
 	}
@@ -173,20 +205,20 @@ func (v *Volume) begin(ctx context.Context, root *snapshot.Image, o SnapshotOpti
 	if committed {
 		return nil, false, fmt.Errorf("%s was committed by somebody else", plan.ID)
 	}
-	attempt, err = v.beginPlan(ctx, v.plan(o))
+	attempt, err = v.beginPlan(ctx, v.plan(g, o))
 	return attempt, true, err
 }
 
-func (v *Volume) plan(o SnapshotOptions) snapshot.Plan {
+func (v *Volume) plan(g manifest.Geometry, o SnapshotOptions) snapshot.Plan {
 	plan := snapshot.NewPlan(v.Record().Lineage)
-	plan.Geometry, plan.Volume, plan.Holder = v.geometry, manifest.VolumeID(v.name), v.holder
-	plan.Description, plan.Tags, plan.Log = o.Description, o.Tags, v.host.Log
+	plan.Geometry, plan.Volume, plan.Holder = g, manifest.VolumeID(v.name), v.holder
+	plan.Description, plan.Tags, plan.Set, plan.Log = o.Description, o.Tags, o.set, v.host.Log
 	plan.Memory = v.host.UploadMemory
 	return plan
 }
 
 func (v *Volume) beginPlan(ctx context.Context, plan snapshot.Plan) (*snapshot.Attempt, error) {
-	pending := Pending{Snapshot: plan.ID, Nonce: plan.Nonce}
+	pending := Pending{Snapshot: plan.ID, Nonce: plan.Nonce, Set: plan.Set}
 	if err := v.update(func(r *Record) { r.Pending = &pending }); err != nil {
 		return nil, err
 	}

@@ -225,7 +225,7 @@ func TestProcessesShareABase(t *testing.T) {
 	w.must(err)
 	defer leaves.Close()
 	other := *w.host
-	other.Leaves, other.Store = leaves, snapshot.New(w.store)
+	other.Leaves, other.Store = leaves, storeIn(w.store)
 	img, err := other.Store.Open(w.ctx, *v.Record().Root, snapshot.Holder{ID: "mnt-1"})
 	w.must(err)
 	d, err := other.OpenSnapshot(w.ctx, img)

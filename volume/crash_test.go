@@ -27,6 +27,9 @@ type drill struct {
 	// Of the snapshot that the scene makes:
 	id  manifest.SnapshotID
 	cut []byte // what it should hold if it is committed
+
+	mate *Volume               // of a set; nil: the scene makes none
+	made []manifest.SnapshotID // of the set, as far as they were begun
 }
 
 // A tear is a write of which any part may be there: it failed, or it was not
@@ -44,6 +47,7 @@ type scene struct {
 	abort    bool // by somebody else, while it is uploaded
 	noRoom   bool // for clean copies
 	reopened bool // an earlier attempt was aborted without a write in between
+	set      bool // with another volume
 }
 
 var scenes = []scene{
@@ -53,6 +57,8 @@ var scenes = []scene{
 	{name: "merge back", writes: true, abort: true},
 	{name: "reopen", abort: true},
 	{name: "commit after reopen", reopened: true},
+	{name: "commit a set", set: true, writes: true},
+	{name: "abort a set", set: true, abort: true},
 }
 
 const drillSize = blockSize*3 + pageSize + 512
@@ -84,6 +90,9 @@ func newDrill(t testing.TB, seed uint64, s scene) *drill {
 	if s.noRoom {
 		d.setLimit(1)
 	}
+	if s.set {
+		d.openMate()
+	}
 	w.must(d.v.Sync(w.ctx))
 	return d
 }
@@ -97,14 +106,18 @@ func (d *drill) set(p []byte, off int64) {
 // play makes the scene's snapshot.
 func (d *drill) play(s scene) error {
 	cut := bytes.Clone(d.data)
-	outcome, err := d.v.Snapshot(d.ctx, SnapshotOptions{Cut: func(a *snapshot.Attempt) {
+	make := d.v.Snapshot
+	if s.set {
+		make = d.snapshotSet
+	}
+	outcome, err := make(d.ctx, SnapshotOptions{Cut: func(a *snapshot.Attempt) {
 		d.id, d.cut = a.ID(), cut
 		if s.writes {
 			d.tryWrite(noise(pageSize, 6), 2*pageSize)
 			d.tryWrite(noise(100, 7), blockSize+9*pageSize+10)
 		}
 		if s.abort {
-			d.must(snapshot.New(d.mem).Delete(d.ctx, a.ID()))
+			d.must(storeIn(d.mem).Delete(d.ctx, a.ID()))
 		}
 	}})
 	if err == nil && outcome.Snapshot != d.id {
@@ -155,6 +168,9 @@ func (d *drill) check(what string) {
 		d.Fatalf("%s: settled, with %+v", what, d.v.Record())
 	}
 	d.equal(d.v.Device, d.data, what+": after Settle")
+	if d.mate != nil { // before anybody settles it
+		d.wantWhole(what)
+	}
 	described, err := d.host.Store.Describe(d.ctx, d.id)
 	switch {
 	case err != nil && !errors.Is(err, snapshot.ErrNotFound):
@@ -169,6 +185,7 @@ func (d *drill) check(what string) {
 	if pins := d.pins(string(d.v.name)); len(pins) != 1 || pins[0] != d.v.Record().Root.String() {
 		d.Fatalf("%s: pins %v, root %s", what, pins, d.v.Record().Root)
 	}
+	d.checkMate(what)
 	d.must(d.v.Close())
 	d.end()
 }
@@ -202,6 +219,9 @@ func (d *drill) restart(s scene, power bool) {
 		d.kill()
 	}
 	d.v = d.open(d.v.Record().ID)
+	if d.mate != nil {
+		d.mate = d.open(d.mate.Record().ID)
+	}
 	d.adopt(power)
 }
 

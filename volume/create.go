@@ -21,12 +21,13 @@ var ErrSize = errors.New("invalid size")
 
 // Create makes a volume: from a committed snapshot, or blank if that is nil. A
 // size of 0 is the snapshot's; larger is zeros at the end. blockSize, in bytes,
-// is that of a blank volume's lineage. It reads a few records and no data. On
+// is that of a blank volume's lineage, which is encrypted under the key that keyURI
+// names unless that is "". It reads a few records and no data. On
 // return the volume is durable, and its pin on the snapshot stands.
 //
 // A failed Create leaves nothing behind, unless the store cannot be told: then
 // the half-made volume stays, for Delete to remove with its pin.
-func (h *Host) Create(ctx context.Context, from *manifest.SnapshotID, size int64, blockSize int) (manifest.VolumeID, error) {
+func (h *Host) Create(ctx context.Context, from *manifest.SnapshotID, size int64, blockSize int, keyURI string) (manifest.VolumeID, error) {
 	if err := checkSize(size, from == nil); err != nil {
 		return "", fmt.Errorf("create volume: %w", err)
 	}
@@ -40,7 +41,7 @@ func (h *Host) Create(ctx context.Context, from *manifest.SnapshotID, size int64
 	}
 	lock, err := h.beginCreate(&r)
 	if err == nil {
-		err = h.create(ctx, &r)
+		err = h.create(ctx, &r, keyURI)
 		if err != nil {
 			err = errors.Join(err, h.undoCreate(ctx, &r))
 		}
@@ -91,16 +92,22 @@ func (h *Host) beginCreate(r *Record) (lock io.Closer, err error) {
 	return lock, nil
 }
 
-func (h *Host) create(ctx context.Context, r *Record) error {
-	fill := h.createFrom
+func (h *Host) create(ctx context.Context, r *Record, keyURI string) error {
+	var err error
 	if r.Root == nil {
-		fill = h.createBlank
+		err = h.createBlank(ctx, r, keyURI)
+	} else {
+		err = h.createFrom(ctx, r)
 	}
-	if err := fill(ctx, r); err != nil {
+	if err != nil {
+		return err
+	}
+	key, err := h.Store.Key(ctx, r.Lineage)
+	if err != nil {
 		return err
 	}
 	dir := Dir(h.State, r.ID)
-	layer, err := cache.CreateWriteLayer(h.mustKeep(), layerDir(dir, 1), r.Size, h.Boot)
+	layer, err := cache.CreateWriteLayer(h.mustKeep(), layerDir(dir, 1), r.Size, h.Boot, key)
 	if err != nil {
 		return err
 	}
@@ -111,9 +118,9 @@ func (h *Host) create(ctx context.Context, r *Record) error {
 	return r.save(h.mustKeep(), dir)
 }
 
-func (h *Host) createBlank(ctx context.Context, r *Record) error {
-	lineage, err := h.Store.CreateLineage(ctx, r.BlockSize)
-	r.Lineage = lineage.ID
+func (h *Host) createBlank(ctx context.Context, r *Record, keyURI string) error {
+	lineage, err := h.Store.CreateLineage(ctx, r.BlockSize, keyURI)
+	r.Lineage, r.Encryption = lineage.ID, lineage.Encryption
 	return err
 }
 
@@ -135,8 +142,15 @@ func (h *Host) createFrom(ctx context.Context, r *Record) error {
 		return fmt.Errorf("%w: the snapshot's %d bytes are more than a volume can have (%d)", ErrSize, r.Size, int64(MaxSize))
 	}
 	r.BlockSize, r.BaseSize, r.Lineage = g.BlockSize, g.Size, img.ID().Lineage
-	r.RootHash = manifest.HexHash(img.Root.Hash())
-	return saveRoot(h.mustKeep(), Dir(h.State, r.ID), img.Root)
+	lineage, err := h.Store.Lineage(ctx, r.Lineage) // which Open has read
+	if err != nil {
+		return err
+	}
+	if (lineage.Encryption == nil) != (img.Key() == nil) {
+		return fmt.Errorf("%w: the record of lineage %s does not say how %s is encrypted", manifest.ErrCorrupt, r.Lineage, img.ID())
+	}
+	r.Encryption, r.RootHash = lineage.Encryption, img.Outcome.RootHash
+	return saveRoot(h.mustKeep(), Dir(h.State, r.ID), img)
 }
 
 // undoCreate removes a half-made volume. Its pin may stand even if making it

@@ -39,7 +39,7 @@ func TestCreateAndOpenAskLittle(t *testing.T) {
 	w.must(source.Close())
 
 	store := w.host.Store
-	w.host.Store = snapshot.New(w.store) // that remembers nothing
+	w.host.Store = storeIn(w.store) // that remembers nothing
 	defer func() { w.host.Store = store }()
 	w.store.Reset()
 	created := w.create(&id, 0)
@@ -76,12 +76,12 @@ func TestCreateRefuses(t *testing.T) {
 		"an odd block size":      {nil, 512, 1000, nil},
 		"an unknown snapshot":    {&unknown, 0, 0, snapshot.ErrNotFound},
 	} {
-		if _, err := w.host.Create(w.ctx, c.from, c.size, c.blockSize); err == nil || c.want != nil && !errors.Is(err, c.want) {
+		if _, err := w.host.Create(w.ctx, c.from, c.size, c.blockSize, ""); err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
 	w.remove(id)
-	if _, err := w.host.Create(w.ctx, &id, 0, 0); !errors.Is(err, snapshot.ErrNotFound) {
+	if _, err := w.host.Create(w.ctx, &id, 0, 0, ""); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("a deleted snapshot: %v, want snapshot.ErrNotFound", err)
 	}
 	w.wantNothing("refused volumes")
@@ -107,7 +107,7 @@ func TestCreateThatMayNotPinLeavesNothing(t *testing.T) {
 	for _, op := range []blockstoretest.Op{blockstoretest.OpPut, blockstoretest.OpDelete} {
 		w.store.Inject(blockstoretest.Rule{Op: op, Prefix: "pins/"}, blockstoretest.Fault{Err: blockstore.ErrDenied})
 	}
-	if _, err := w.host.Create(w.ctx, &id, 0, 0); !errors.Is(err, blockstore.ErrDenied) {
+	if _, err := w.host.Create(w.ctx, &id, 0, 0, ""); !errors.Is(err, blockstore.ErrDenied) {
 		t.Errorf("create: %v, want ErrDenied", err)
 	}
 	w.wantNothing("a volume that may not pin")
@@ -152,7 +152,7 @@ func TestCreateOrDeleteInterruptedLeavesWhatDeleteRemoves(t *testing.T) {
 					var err error
 					if what == "create" {
 						f.inject(w, step)
-						_, err = w.host.Create(w.ctx, &id, 0, 0)
+						_, err = w.host.Create(w.ctx, &id, 0, 0, "")
 					} else {
 						v := w.openNew(&id, 0)
 						w.must(w.hydrate(v.Device)) // so that the base has what the volume changes
@@ -372,7 +372,7 @@ func TestWrongStoreIsRefused(t *testing.T) {
 
 func TestEmptyImage(t *testing.T) {
 	w := newRealWorld(t)
-	lineage, err := w.host.Store.CreateLineage(w.ctx, blockSize)
+	lineage, err := w.host.Store.CreateLineage(w.ctx, blockSize, "")
 	w.must(err)
 	plan := snapshot.NewPlan(lineage.ID)
 	plan.Geometry = manifest.Geometry{BlockSize: blockSize}

@@ -15,7 +15,8 @@ import (
 // layer was sealed, without what was written since.
 type cut struct {
 	*Volume
-	view *view // of the sealed layer over the root
+	view     *view             // of the sealed layer over the root
+	geometry manifest.Geometry // at the cut: the volume may have grown since
 }
 
 // changes yields the blocks that the sealed layer knows anything of. Those that

@@ -102,7 +102,7 @@ func (h *Host) release(ctx context.Context, r *Record) error {
 // all ended. Unless it was committed it never will be, and what it left in the
 // store is removed.
 func (h *Host) resolve(ctx context.Context, p *Pending, id manifest.VolumeID, why string) (committed bool, _ manifest.Outcome, err error) {
-	committed, outcome, err := h.Store.Resolve(ctx, p.Snapshot, p.Nonce, why)
+	committed, outcome, err := h.Store.ResolveMember(ctx, p.Set, p.Snapshot, p.Nonce, why)
 	if err != nil || committed {
 		return committed, outcome, err
 	}

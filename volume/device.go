@@ -10,6 +10,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 )
@@ -23,8 +24,9 @@ import (
 // context.Canceled instead.
 type Device struct {
 	host     *Host
-	name     string // of the snapshot or volume, for messages
-	geometry manifest.Geometry
+	name     string     // of the snapshot or volume, for messages
+	key      *crypt.Key // of the lineage; nil: not encrypted
+	geometry cache.Geometry
 	base     *base   // nil for a blank volume
 	writes   *writes // nil if read-only
 	view     current
@@ -64,8 +66,8 @@ func (h *Host) OpenSnapshot(ctx context.Context, img *snapshot.Image) (*Device, 
 	if err != nil {
 		return nil, err
 	}
-	d := h.newDevice(img.ID().String(), img.Geometry(), img.ID().Lineage)
-	if d.base, err = h.openBase(storeID, img.ID(), img.Geometry()); err != nil {
+	d := h.newDevice(img.ID().String(), img.Geometry(), img.ID().Lineage, img.Key())
+	if d.base, err = h.openBase(storeID, img.ID(), img.Geometry(), img.Key()); err != nil {
 		return nil, err
 	}
 	d.view.view = newView(nil, nil, img)
@@ -73,13 +75,14 @@ func (h *Host) OpenSnapshot(ctx context.Context, img *snapshot.Image) (*Device, 
 	return d, nil
 }
 
-func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.LineageID) *Device {
+func (h *Host) newDevice(name string, g manifest.Geometry, lineage manifest.LineageID, key *crypt.Key) *Device {
 	d := &Device{
-		host: h, name: name, geometry: g,
-		demand:     &blockstore.BlockReader{Store: h.Demand, Lineage: lineage, BlockSize: g.BlockSize},
-		background: &blockstore.BlockReader{Store: h.Background, Lineage: lineage, BlockSize: g.BlockSize},
+		host: h, name: name, key: key,
+		demand:     &blockstore.BlockReader{Store: h.Demand, Lineage: lineage, BlockSize: g.BlockSize, Key: key},
+		background: &blockstore.BlockReader{Store: h.Background, Lineage: lineage, BlockSize: g.BlockSize, Key: key},
 		work:       newWork(),
 	}
+	d.geometry.Set(g)
 	if most := h.Budget.bound(h.ReadAhead); most > 0 {
 		d.ahead = newReadahead(g.BlockSize, most)
 	}
@@ -100,8 +103,12 @@ func (d *Device) Close() error {
 	return d.base.Close()
 }
 
-// Size returns the device's size in bytes, a multiple of 512.
-func (d *Device) Size() int64 { return d.geometry.Size }
+// Size returns the device's size in bytes, a multiple of 512. That of a volume may
+// grow.
+func (d *Device) Size() int64 { return d.geometry.Size() }
+
+// Encrypted reports whether the device's lineage is encrypted.
+func (d *Device) Encrypted() bool { return d.key != nil }
 
 // ReadOnly reports whether the device refuses writes.
 func (d *Device) ReadOnly() bool { return d.writes == nil }
@@ -113,11 +120,12 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s at %d: %w", d.name, off, syscall.EINVAL)
 	}
-	if off >= d.geometry.Size {
+	size := d.geometry.Size()
+	if off >= size {
 		return 0, io.EOF
 	}
 	short := false
-	if rest := d.geometry.Size - off; int64(len(p)) > rest {
+	if rest := size - off; int64(len(p)) > rest {
 		p, short = p[:rest], true
 	}
 	v := d.view.acquire()

@@ -88,7 +88,7 @@ func TestBlockChangedWhileItIsHydratedAndUploaded(t *testing.T) {
 					w.must(<-warmed)
 					late(w, v, data, 4)
 					if abort {
-						w.must(snapshot.New(w.mem).Delete(w.ctx, id))
+						w.must(storeIn(w.mem).Delete(w.ctx, id))
 					}
 					close(stored)
 					if err := <-made; abort != errors.Is(err, snapshot.ErrAborted) || !abort && err != nil {

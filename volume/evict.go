@@ -42,7 +42,6 @@ const (
 // An evictable is a clean layer that this process has open.
 type evictable struct {
 	*cache.Clean
-	blocks int64
 	dir    string
 	isBase bool                   // else it is a volume's own
 	spare  func(block int64) bool // blocks that must stay
@@ -184,12 +183,12 @@ func (b *Budget) evictOwn(want int64) (freed int64) {
 		freed += n
 		b.hand.block = next
 		if errors.Is(err, errors.ErrUnsupported) {
-			b.hand.block = l.blocks
+			b.hand.block = l.Blocks()
 		} else if err != nil {
 			failures++
 			b.warn("evict blocks", err)
 		}
-		if b.hand.block >= l.blocks {
+		if b.hand.block >= l.Blocks() {
 			b.hand = hand{layer: b.hand.layer + 1}
 			left--
 		}
@@ -203,10 +202,10 @@ func (b *Budget) evictFrom(l *evictable, from, want int64) (next, freed int64, e
 	if l.isBase {
 		release, err := b.lockNative(l.dir)
 		if errors.Is(err, vfs.ErrLocked) {
-			return l.blocks, 0, nil
+			return l.Blocks(), 0, nil
 		}
 		if err != nil {
-			return l.blocks, 0, err
+			return l.Blocks(), 0, err
 		}
 		next, freed, err = l.EvictUnused(from, want, l.spare)
 		return next, freed, errors.Join(err, release())
@@ -247,12 +246,12 @@ func (b *Budget) evictSharedBase(dir string, want int64) (freed int64, err error
 	if err != nil {
 		return 0, err
 	}
-	layer, err := cache.OpenClean(b.fs, dir, g)
+	layer, err := cache.OpenClean(b.fs, dir, g, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, layer.Close()) }()
-	l := &evictable{Clean: layer, blocks: g.Blocks(), dir: dir, isBase: true}
+	l := &evictable{Clean: layer, dir: dir, isBase: true}
 	// The beginning last: partition tables and boot files lie there.
 	_, freed, err = b.evictFrom(l, g.Blocks()/2, want)
 	if err == nil && freed < want {
@@ -375,16 +374,15 @@ func (h *Host) noteOpened(dir string) {
 
 // shareBase lets the host's budget evict from the device's base, until unshare.
 func (d *Device) shareBase() {
-	blocks := manifest.Geometry{Size: d.base.size, BlockSize: d.geometry.BlockSize}.Blocks()
 	d.share(&evictable{
-		Clean: d.base.Clean, blocks: blocks, dir: d.base.dir, isBase: true,
+		Clean: d.base.Clean, dir: d.base.dir, isBase: true,
 		spare: func(int64) bool { return d.trusted() != nil },
 	})
 }
 
 // shareWrites lets it evict from the volume's own clean layer.
 func (d *Device) shareWrites() {
-	d.share(&evictable{Clean: d.writes.clean, blocks: d.geometry.Blocks(), dir: d.writes.dir, spare: d.sparesOwn})
+	d.share(&evictable{Clean: d.writes.clean, dir: d.writes.dir, spare: d.sparesOwn})
 }
 
 func (d *Device) share(l *evictable) {

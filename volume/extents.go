@@ -23,12 +23,13 @@ func (d *Device) NextHole(ctx context.Context, off int64) (int64, error) {
 }
 
 func (d *Device) next(ctx context.Context, off int64, data bool) (int64, error) {
-	if off < 0 || off >= d.geometry.Size {
+	size := d.geometry.Size()
+	if off < 0 || off >= size {
 		return 0, io.EOF
 	}
 	v := d.view.acquire()
 	defer v.release()
-	for at := off; at < d.geometry.Size; {
+	for at := off; at < size; {
 		isData, end, err := d.extent(ctx, v, at)
 		if err == nil {
 			err = ctx.Err() // a large device has many extents
@@ -44,7 +45,7 @@ func (d *Device) next(ctx context.Context, off int64, data bool) (int64, error) 
 	if data {
 		return 0, io.EOF
 	}
-	return d.geometry.Size, nil
+	return size, nil
 }
 
 // extent reports whether the device holds data at off, and up to where that
@@ -55,7 +56,7 @@ func (d *Device) extent(ctx context.Context, v *view, off int64) (data bool, end
 	first, pages := d.pages(block)
 	page := off / manifest.PageSize
 	state, _, n := v.run(page, first+pages-page)
-	end = min((page+n)*manifest.PageSize, (block+1)*size, d.geometry.Size)
+	end = min((page+n)*manifest.PageSize, (block+1)*size, d.geometry.Size())
 	if state != cache.Absent {
 		return state == cache.Data, end, nil
 	}
@@ -63,7 +64,7 @@ func (d *Device) extent(ctx context.Context, v *view, off int64) (data bool, end
 		ref, err := d.ref(ctx, v.image, block)
 		return !ref.IsHole(), end, err
 	}
-	return false, max(end, min(d.idleUntil(v, block)*size, d.geometry.Size)), nil
+	return false, max(end, min(d.idleUntil(v, block)*size, d.geometry.Size())), nil
 }
 
 // idleUntil returns the first block at or after block that a write layer or
@@ -94,7 +95,7 @@ func (d *Device) Allocated() int64 {
 	if v.image != nil {
 		n += v.image.Root.DataBlocks * int64(d.geometry.BlockSize)
 	}
-	return min(n, d.geometry.Size)
+	return min(n, d.geometry.Size())
 }
 
 // dirtyBytes returns how many bytes the write layers know anything of; a page

@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -42,16 +44,79 @@ type world struct {
 	crash *vfs.Crash             // nil if the host is on the real filesystem
 	host  *Host
 	boots int
+	keys  *toyKeys  // of the host
+	key   string    // that new lineages are encrypted under; "": none
 	limit int64     // on the clean bytes of the host, in bytes; 0: by the space that is free
 	lived []*Device // of the running process
 }
 
-// newWorld returns a world whose host lives in memory, and can crash.
+// newWorld returns a world whose host lives in memory, and can crash. Of four seeds in a
+// row the last two make new lineages encrypted.
 func newWorld(t tester, seed uint64) *world {
 	t.Helper()
-	w := &world{tester: t, crash: vfs.NewCrash(seed)}
+	w := &world{tester: t, crash: vfs.NewCrash(seed), key: keyOf(seed)}
 	w.begin(w.crash, "/state")
 	return w
+}
+
+// keyOf returns the key under which a world of a seed has its lineages.
+func keyOf(seed uint64) string {
+	if seed/2%2 == 1 {
+		return "toy"
+	}
+	return ""
+}
+
+// newEncryptedWorld returns a world whose host lives in memory, and whose new lineages
+// are encrypted.
+func newEncryptedWorld(t tester) *world {
+	t.Helper()
+	return newWorld(t, 2)
+}
+
+// newEncryptedRealWorld returns one whose host lives in a folder.
+func newEncryptedRealWorld(t testing.TB) *world {
+	t.Helper()
+	w := newRealWorld(t)
+	w.key = "toy"
+	return w
+}
+
+// toyKeys wrap data keys by saying to whom they belong. They may be out of reach.
+type toyKeys struct {
+	down  atomic.Bool
+	asked atomic.Int64 // how often
+}
+
+var errNoKeyService = errors.New("the key service is down")
+
+func (k *toyKeys) Generate(_ context.Context, uri, lineage string) (plain, wrapped []byte, canonical string, err error) {
+	k.asked.Add(1)
+	if k.down.Load() {
+		return nil, nil, "", errNoKeyService
+	}
+	plain = make([]byte, crypt.KeyLen)
+	crand.Read(plain) // never fails
+	return plain, append([]byte(uri+" "+lineage+" "), plain...), uri, nil
+}
+
+func (k *toyKeys) Unwrap(_ context.Context, uri string, wrapped []byte, lineage string) ([]byte, error) {
+	k.asked.Add(1)
+	if k.down.Load() {
+		return nil, errNoKeyService
+	}
+	plain, ok := bytes.CutPrefix(wrapped, []byte(uri+" "+lineage+" "))
+	if !ok {
+		return nil, errors.New("wrong key")
+	}
+	return bytes.Clone(plain), nil
+}
+
+// storeIn returns the store of a host that has all keys.
+func storeIn(objects blockstore.Store) *snapshot.Store {
+	s := snapshot.New(objects)
+	s.UseKeys(new(toyKeys))
+	return s
 }
 
 // newRealWorld returns a world whose host lives in a folder.
@@ -94,7 +159,11 @@ func (w *world) start() {
 		w.Fatalf("leaves: %v", err)
 	}
 	host := *w.host
+	if w.keys == nil {
+		w.keys = new(toyKeys)
+	}
 	host.Leaves, host.Store = leaves, snapshot.New(w.store)
+	host.Store.UseKeys(w.keys)
 	host.Budget = NewBudget(host.FS, host.State, w.limit, host.Log)
 	w.host, w.lived = &host, nil
 }
@@ -158,9 +227,17 @@ func (w *world) must(err error) {
 
 func (w *world) create(from *manifest.SnapshotID, size int64) manifest.VolumeID {
 	w.Helper()
-	id, err := w.host.Create(w.ctx, from, size, blockSize)
+	id, err := w.host.Create(w.ctx, from, size, blockSize, w.blankKey(from))
 	w.must(err)
 	return id
+}
+
+// blankKey returns the key for a volume; one of a snapshot has that one's.
+func (w *world) blankKey(from *manifest.SnapshotID) string {
+	if from != nil {
+		return ""
+	}
+	return w.key
 }
 
 func (w *world) open(id manifest.VolumeID) *Volume {
@@ -237,7 +314,7 @@ func (w *world) hydrate(d *Device) error {
 // remove deletes a snapshot and reclaims its lineage.
 func (w *world) remove(id manifest.SnapshotID) {
 	w.Helper()
-	store := snapshot.New(w.mem)
+	store := storeIn(w.mem)
 	w.must(store.Delete(w.ctx, id))
 	_, err := store.Reclaim(w.ctx, id.Lineage)
 	w.must(err)
@@ -249,7 +326,7 @@ func (w *world) wantNonePending() {
 	w.must(w.mem.List(w.ctx, "intents/", func(info blockstore.Info) error {
 		id, err := manifest.ParseSnapshotKey(manifest.KindIntents, info.Key)
 		w.must(err)
-		d, err := snapshot.New(w.mem).Describe(w.ctx, id)
+		d, err := storeIn(w.mem).Describe(w.ctx, id)
 		if err == nil && d.State == snapshot.Pending {
 			w.Errorf("%s is pending for ever", id)
 		}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
-	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 // damages are what can befall the first block of a pack at rest.
@@ -128,7 +127,7 @@ func TestDamagedBlockIsNotInheritedSilently(t *testing.T) {
 		t.Errorf("its neighbour: %v", err)
 	}
 	var found []error
-	if _, err := snapshot.New(w.mem).Verify(w.ctx, child, func(err error) { found = append(found, err) }); err != nil {
+	if _, err := storeIn(w.mem).Verify(w.ctx, child, func(err error) { found = append(found, err) }); err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 1 || !errors.Is(found[0], blockstore.ErrCorrupt) || !strings.Contains(found[0].Error(), "block 0") {

@@ -24,7 +24,7 @@ func newLost(w *world, reclaimed bool) (*Volume, []byte) {
 	w.overwrite(v, data, pageSize, blockSize, 2)
 	w.must(v.Zero(w.ctx, 2*blockSize, blockSize))
 	clear(data[2*blockSize : 3*blockSize])
-	store := snapshot.New(w.mem)
+	store := storeIn(w.mem)
 	_, err := store.Forget(w.ctx, v.name)
 	w.must(err)
 	w.must(store.Delete(w.ctx, *v.Record().Root))
@@ -64,7 +64,7 @@ func TestPinThatIsGoneIsMadeAgain(t *testing.T) {
 	w := newRealWorld(t)
 	v, data := newRestored(w, 1)
 	root := v.Record().Root.String()
-	_, err := snapshot.New(w.mem).Forget(w.ctx, v.name)
+	_, err := storeIn(w.mem).Forget(w.ctx, v.name)
 	w.must(err)
 	w.must(v.Settle(w.ctx))
 	if pins := w.pins(v.name); len(pins) != 1 || pins[0] != root {
@@ -93,7 +93,7 @@ func TestSnapshotWithoutItsParent(t *testing.T) {
 	if stats := v.Stats(); stats.Lost != nil || stats.Root != outcome.Snapshot.String() {
 		t.Errorf("stats %+v after a full snapshot", stats)
 	}
-	_, err = snapshot.New(w.mem).Reclaim(w.ctx, old.Lineage)
+	_, err = storeIn(w.mem).Reclaim(w.ctx, old.Lineage)
 	w.must(err)
 	w.must(w.mem.List(w.ctx, manifest.DataPrefix(old), func(info blockstore.Info) error {
 		t.Errorf("%s of the deleted root is still used", info.Key)
@@ -179,7 +179,7 @@ func TestPinOnTheRootThatSettleMovesToIsLookedAfter(t *testing.T) {
 	}
 	w.store.Heal()
 	committed := v.Record().Pending.Snapshot
-	store := snapshot.New(w.mem)
+	store := storeIn(w.mem)
 	w.must(store.Unpin(w.ctx, committed, v.name))
 	w.must(store.Delete(w.ctx, committed))
 	if err := v.Settle(w.ctx); !errors.Is(err, snapshot.ErrNotFound) {

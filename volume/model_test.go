@@ -43,6 +43,11 @@ func (m *model) sector(at int64) []byte {
 	return bytes.Clone(m.data[at*manifest.SectorSize:][:manifest.SectorSize])
 }
 
+// grow makes the device larger, durably.
+func (m *model) grow(size int64) {
+	m.data = append(m.data, make([]byte, size-int64(len(m.data)))...)
+}
+
 func (m *model) synced() { m.unsynced = make(map[int64][][]byte) }
 
 // A simulation does random things to volumes of one process and compares.
@@ -96,7 +101,7 @@ func (s *simulation) step() {
 	ops := []op{
 		{6, s.read}, {12, s.write}, {4, s.zero}, {3, s.sync}, {5, s.takeSnapshot}, {5, s.failSnapshot},
 		{2, s.warm}, {2, s.evict}, {2, s.seek}, {1, s.reopen}, {2, s.settle}, {1, s.deleteSnapshot}, {1, s.replaceVolume},
-		{2, s.fillUp}, {2, func(*model) { s.killAll() }}, {2, func(*model) { s.cutPower() }}, {2, s.failWrite},
+		{2, s.fillUp}, {2, func(*model) { s.killAll() }}, {2, func(*model) { s.cutPower() }}, {2, s.failWrite}, {2, s.resize}, {1, s.failResize},
 	}
 	total := 0
 	for _, o := range ops {

@@ -39,6 +39,9 @@ func (d *Device) GiveAway(ctx context.Context, name string) (err error) {
 	if d.writes != nil || d.base == nil {
 		return errors.New("it is not a snapshot")
 	}
+	if d.Encrypted() {
+		return errors.New("it is encrypted, and so is its file")
+	}
 	native, err := d.lockNative(ctx)
 	if err != nil {
 		return err

@@ -39,6 +39,11 @@ func newDisk(data []byte) *disk {
 	return &disk{data: data, open: make(map[int64]*fate), unsure: make(map[int64][]byte)}
 }
 
+// grow makes the device larger, durably.
+func (d *disk) grow(size int64) {
+	d.data = append(d.data, make([]byte, size-int64(len(d.data)))...)
+}
+
 func (d *disk) sector(at int64) []byte {
 	return bytes.Clone(d.data[at*manifest.SectorSize:][:manifest.SectorSize])
 }

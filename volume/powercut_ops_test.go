@@ -39,6 +39,7 @@ func deeds() []deed {
 		{name: "full disk", weight: 1, fn: (*actor).fullDisk, harmless: true},
 		{name: "settle", weight: 2, fn: (*actor).settle},
 		{name: "remount", weight: 2, fn: (*actor).remount},
+		{name: "resize", weight: 3, fn: (*actor).resize},
 		{name: "deletion of a snapshot", weight: 1, fn: (*actor).deletion, harmless: true},
 		{name: "another volume", weight: 3, fn: (*actor).anotherVolume},
 	}
@@ -244,7 +245,9 @@ func (a *actor) takeSnapshot(m *subject, ctx context.Context, during func(at *at
 
 // small does something small to a volume.
 func (a *actor) small(m *subject) error {
-	switch a.pick(8) {
+	switch a.pick(9) {
+	case 8:
+		return a.resize(m)
 	case 0:
 		return a.sync(m)
 	case 1:
@@ -272,7 +275,7 @@ func (a *actor) cancelledSnapshot(m *subject) error {
 // abortedSnapshot makes a snapshot that somebody else aborts.
 func (a *actor) abortedSnapshot(m *subject) error {
 	err := a.takeSnapshot(m, a.ctx, func(at *attempt) error {
-		return snapshot.New(a.mem).Delete(a.ctx, at.id)
+		return storeIn(a.mem).Delete(a.ctx, at.id)
 	})
 	if err == nil {
 		return violated("a snapshot was committed that had been aborted")
@@ -420,7 +423,7 @@ func (a *actor) visit(m *subject) error {
 	// It has the same Budget: who waits for another process's evictions sleeps, maybe
 	// with a lock held, and in a bubble no time passes while others wait for that.
 	other := *a.host
-	other.Leaves, other.Store = leaves, snapshot.New(a.store)
+	other.Leaves, other.Store = leaves, storeIn(a.store)
 	img, err := other.Store.Open(a.ctx, i.id, holder)
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return nil // deleted meanwhile
@@ -493,6 +496,36 @@ func (a *actor) evictFrom(evict func(first, count int64) error, d *Device) error
 	first := int64(a.pick(int(blocks)))
 	a.count("evictions")
 	return evict(first, 1+int64(a.pick(int(blocks-first))))
+}
+
+// resize makes a volume larger, or leaves it as it is.
+func (a *actor) resize(m *subject) error {
+	unit := []int64{manifest.SectorSize, pageSize, blockSize}[a.pick(3)]
+	size := m.v.Size() + unit*int64(a.pick(4))
+	if size > largest {
+		return nil
+	}
+	return a.resizeTo(m, size)
+}
+
+func (a *actor) resizeTo(m *subject, size int64) error {
+	a.note("  to %d", size)
+	a.count("resizes")
+	m.tried = append(m.tried, size)
+	err := m.v.Resize(size)
+	switch {
+	case errors.Is(err, ErrShrink) && size >= m.v.Size() && len(m.tried) > 1:
+		return nil // a larger one that failed is on record
+	case err == nil:
+		m.tried = nil
+		m.disk.grow(size)
+	case a.crash.Stopped():
+		return err
+	}
+	if got := m.v.Size(); got != int64(len(m.disk.data)) {
+		return violated("%d bytes after a resize (%v), want %d", got, err, len(m.disk.data))
+	}
+	return err
 }
 
 // newLimit changes how many clean bytes the host may have: none, some blocks, or
@@ -589,7 +622,7 @@ func (a *actor) anotherVolume(m *subject) error {
 	if a.pick(3) == 0 {
 		size = int64(len(i.data)) + 512*int64(1+a.pick(300))
 	}
-	id, err := a.host.Create(a.ctx, &i.id, size, blockSize)
+	id, err := a.host.Create(a.ctx, &i.id, size, blockSize, "")
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ type subject struct {
 	disk    *disk
 	hurt    bool // a sync of its files failed: it must be opened again
 	attempt *attempt
+	tried   []int64 // sizes that it was to have since it was opened, and may have when it is opened again
 }
 
 // An attempt is a snapshot that is being made, or of which we do not know yet
@@ -113,7 +114,7 @@ func runOrdeal(t *testing.T, seed uint64, steps int, turns bool, tally map[strin
 }
 
 func newOrdeal(t *testing.T, seed uint64, turns bool, tally map[string]int, tell func(string)) *ordeal {
-	o := &ordeal{t: t, world: &world{tester: t, ctx: t.Context(), crash: vfs.NewCrash(seed)}}
+	o := &ordeal{t: t, world: &world{tester: t, ctx: t.Context(), crash: vfs.NewCrash(seed), key: keyOf(seed)}}
 	o.tester, o.lonely = telling{t, o}, seed%2 == 1
 	o.script = &actor{o, rand.New(rand.NewPCG(seed, 1))}
 	o.tap = &tap{
@@ -250,6 +251,15 @@ func (o *ordeal) reopen(m *subject) error {
 	}
 	m.v = v
 	o.lived = append(o.lived, v.Device)
+	switch size := v.Size(); {
+	case size == int64(len(m.disk.data)):
+	case slices.Contains(m.tried, size):
+		o.count("volumes that had grown when they were opened")
+		m.disk.grow(size)
+	default:
+		return violated("%s has %d bytes, want %d or one of %d", m.id, size, len(m.disk.data), m.tried)
+	}
+	m.tried = nil
 	return nil
 }
 
@@ -520,7 +530,7 @@ func (o *ordeal) outcome(a *attempt) (committed bool) {
 	if a.id.IsZero() {
 		return false
 	}
-	d, err := snapshot.New(o.mem).Describe(o.ctx, a.id)
+	d, err := storeIn(o.mem).Describe(o.ctx, a.id)
 	switch {
 	case errors.Is(err, snapshot.ErrNotFound):
 		return false
@@ -572,7 +582,7 @@ func (o *ordeal) reopenHurt() {
 // it that has nothing of it.
 func (o *ordeal) restores(i *image) {
 	o.Helper()
-	img, err := snapshot.New(o.mem).Open(o.ctx, i.id, snapshot.Holder{})
+	img, err := storeIn(o.mem).Open(o.ctx, i.id, snapshot.Holder{})
 	o.must(err)
 	got := &exported{data: make([]byte, img.Geometry().Size)}
 	o.must(img.Export(o.ctx, got, nil))

@@ -83,6 +83,24 @@ var scripts = []script{
 			func() error { return a.verify(two.v.Device, two.disk.data, 0, scriptSize) },
 		}
 	}},
+	{"resizes", func(a *actor, one, two *subject) []func() error {
+		return []func() error{
+			func() error { return a.hydration(one) },
+			func() error { return a.put(one, scriptSize-700, 700) },
+			func() error { return a.resizeTo(one, scriptSize+512) },
+			func() error { return a.put(one, one.v.Size()-600, 500) },
+			func() error { return a.sync(one) },
+			func() error {
+				return a.takeSnapshot(one, a.ctx, func(*attempt) error { return a.resizeTo(one, one.v.Size()+2*blockSize+1024) })
+			},
+			func() error { return a.put(one, one.v.Size()-3*pageSize-100, 3*pageSize) },
+			func() error { return a.verify(one.v.Device, one.disk.data, 0, one.v.Size()) },
+			func() error { return a.remount(one) },
+			func() error { return a.takeSnapshot(one, a.ctx, nil) },
+			func() error { return a.hydration(one) },
+			func() error { return a.verify(one.v.Device, one.disk.data, 0, one.v.Size()) },
+		}
+	}},
 	{"an aborted snapshot between two", func(a *actor, one, two *subject) []func() error {
 		return []func() error{
 			func() error { return a.put(one, 0, 2*pageSize) },

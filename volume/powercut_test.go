@@ -180,7 +180,7 @@ func interesting() []string {
 		"snapshots aborted by another", "snapshots committed", "snapshots deleted", "sealed layers settled",
 		"hydrations", "evictions", "visits", "volumes made of a snapshot", "volumes that share a base",
 		"volumes opened again after a failed sync", "half-made or half-deleted volumes", "opens that failed",
-		"opens without room", "restarts that lost sectors that were not synced", "restarts that show sectors of in between",
+		"opens without room", "volumes that had grown when they were opened", "restarts that lost sectors that were not synced", "restarts that show sectors of in between",
 	}
 	for _, end := range []string{"kill", "power cut"} {
 		all = append(all, end+" with a sealed layer", end+" after a failed sync")

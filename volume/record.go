@@ -12,8 +12,10 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 // recordVersion is the version of volume.json this build writes and reads.
@@ -42,6 +44,10 @@ type Record struct {
 	BlockSize int                `json:"blockSize"`
 	Created   time.Time          `json:"created"`
 
+	// Encryption is the lineage's: the volume opens without asking the store. nil: not
+	// encrypted.
+	Encryption *manifest.Encryption `json:"encryption,omitempty"`
+
 	// Creating says that Create has not finished: the pin may not stand.
 	// Deleting says that Delete has begun: the pin may be gone, and files too.
 	Creating bool `json:"creating,omitempty"`
@@ -52,7 +58,7 @@ type Record struct {
 	BaseSize int64                `json:"baseSize,omitempty"`
 
 	// Root is the snapshot through which cold blocks are read. The folder has
-	// a copy of its encoded root, which has this hash.
+	// a copy of its root, as it is stored, which has this hash.
 	Root     *manifest.SnapshotID `json:"root,omitempty"`
 	RootHash manifest.HexHash     `json:"rootHash,omitzero"`
 
@@ -73,6 +79,7 @@ type Record struct {
 type Pending struct {
 	Snapshot manifest.SnapshotID `json:"snapshot"`
 	Nonce    string              `json:"nonce"`
+	Set      manifest.SetID      `json:"set,omitempty"` // whose outcome decides it; "": it has its own
 }
 
 const (
@@ -168,51 +175,53 @@ func (r *Record) clone() Record {
 	return c
 }
 
+// lineage returns what of the lineage's record the volume has kept.
+func (r *Record) lineage() manifest.LineageRecord {
+	return manifest.LineageRecord{
+		Version: manifest.RecordVersion, ID: r.Lineage, BlockSize: r.BlockSize, Created: r.Created, Encryption: r.Encryption,
+	}
+}
+
 func (r *Record) geometry() manifest.Geometry {
 	return manifest.Geometry{Size: r.Size, BlockSize: r.BlockSize}
 }
 
 // saveRoot keeps a copy of a root, durably, for opening the volume without
 // asking the store.
-func saveRoot(fsys vfs.FS, dir string, root *manifest.Root) error {
-	if err := vfs.WriteFileAtomic(fsys, rootPath(dir, root.Snapshot), root.Encode()); err != nil {
-		return fmt.Errorf("keep a copy of the root of %s: %w", root.Snapshot, err)
+func saveRoot(fsys vfs.FS, dir string, img *snapshot.Image) error {
+	if err := vfs.WriteFileAtomic(fsys, rootPath(dir, img.ID()), img.StoredRoot()); err != nil {
+		return fmt.Errorf("keep a copy of the root of %s: %w", img.ID(), err)
 	}
 	return nil
 }
 
-// root returns the root through which a volume reads: the local copy or, if that
-// is damaged, the store's, which then takes its place.
-func (h *Host) root(dir string, r *Record) (*manifest.Root, error) {
-	root, err := loadRoot(h.FS, dir, *r.Root, manifest.Hash(r.RootHash))
+// root returns the image through which a volume reads, by the local copy of its root
+// or, if that is damaged, the store's, which then takes its place.
+func (h *Host) root(dir string, r *Record, key *crypt.Key) (*snapshot.Image, error) {
+	id, hash := *r.Root, manifest.Hash(r.RootHash)
+	data, err := vfs.ReadFile(h.FS, rootPath(dir, id), manifest.MaxRootLength+crypt.ObjectOverhead)
 	if err == nil {
-		return root, nil
+		var img *snapshot.Image
+		if img, err = h.Store.ImageOf(id, data, hash, key); err == nil {
+			return img, nil
+		}
 	}
-	h.Log.Warn("fetching a root again", "snapshot", r.Root, "error", err)
+	err = fmt.Errorf("read the local copy of the root of %s: %w", id, err)
+	h.Log.Warn("fetching a root again", "snapshot", id, "error", err)
 	ctx, cancel := context.WithTimeoutCause(context.Background(), h.ReadDeadline, errDeadline)
 	defer cancel()
-	fetched, fetchErr := h.Store.RootOf(ctx, *r.Root)
-	if fetchErr == nil && fetched.Hash() != manifest.Hash(r.RootHash) {
-		fetchErr = fmt.Errorf("the root of %s in %s is another one: %w", r.Root, h.Store, manifest.ErrCorrupt)
-	}
-	if fetchErr == nil {
-		fetchErr = saveRoot(h.mustKeep(), dir, fetched)
-	}
+	data, fetchErr := h.Store.RootOf(ctx, id)
 	if fetchErr != nil {
 		return nil, errors.Join(err, fetchErr)
 	}
-	return fetched, nil
-}
-
-func loadRoot(fsys vfs.FS, dir string, id manifest.SnapshotID, hash manifest.Hash) (*manifest.Root, error) {
-	data, err := vfs.ReadFile(fsys, rootPath(dir, id), manifest.MaxRootLength)
-	if err != nil {
-		return nil, fmt.Errorf("read the local copy of the root of %s: %w", id, err)
+	img, fetchErr := h.Store.ImageOf(id, data, hash, key)
+	if fetchErr != nil {
+		return nil, errors.Join(err, fmt.Errorf("the root of %s in %s is another one: %w", id, h.Store, fetchErr))
 	}
-	if manifest.Sum(data) != hash {
-		return nil, fmt.Errorf("the local copy of the root of %s is damaged: %w", id, manifest.ErrCorrupt)
+	if saveErr := saveRoot(h.mustKeep(), dir, img); saveErr != nil {
+		return nil, errors.Join(err, saveErr)
 	}
-	return manifest.DecodeRoot(data)
+	return img, nil
 }
 
 const rootPrefix = "root-" // and the snapshot's id

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -21,6 +22,9 @@ type Salvage struct {
 	state string
 	store string // its id
 
+	// keyOf returns the key of a lineage, nil if that is not encrypted.
+	keyOf func(manifest.LineageID) (*crypt.Key, error)
+
 	mu       sync.Mutex // guards the fields below
 	lineages map[manifest.LineageID][]*wreck
 }
@@ -33,10 +37,10 @@ type wreck struct {
 	lock   io.Closer // of a base; nil for a volume's own
 }
 
-// OpenSalvage returns what the host with a state directory has of a store. Close
-// must be called.
-func OpenSalvage(fsys vfs.FS, state, storeID string) *Salvage {
-	return &Salvage{fs: fsys, state: state, store: storeID, lineages: make(map[manifest.LineageID][]*wreck)}
+// OpenSalvage returns what the host with a state directory has of a store. keyOf
+// returns the key of a lineage, nil if that is not encrypted. Close must be called.
+func OpenSalvage(fsys vfs.FS, state, storeID string, keyOf func(manifest.LineageID) (*crypt.Key, error)) *Salvage {
+	return &Salvage{fs: fsys, state: state, store: storeID, keyOf: keyOf, lineages: make(map[manifest.LineageID][]*wreck)}
 }
 
 // Block fills p with a block of a device of the lineage that has the hash, and
@@ -77,7 +81,7 @@ func (s *Salvage) Leaf(lineage manifest.LineageID, ref manifest.LeafRef, blocks 
 // has no copy.
 func (s *Salvage) Root(id manifest.SnapshotID, hash manifest.Hash) ([]byte, bool) {
 	for _, r := range s.volumes(id.Lineage) {
-		data, err := vfs.ReadFile(s.fs, rootPath(Dir(s.state, r.ID), id), manifest.MaxRootLength)
+		data, err := vfs.ReadFile(s.fs, rootPath(Dir(s.state, r.ID), id), manifest.MaxRootLength+crypt.ObjectOverhead)
 		if err == nil && manifest.Sum(data) == hash {
 			return data, true
 		}
@@ -108,6 +112,11 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 		return found
 	}
 	var found []*wreck
+	key, err := s.keyOf(lineage)
+	if err != nil {
+		s.lineages[lineage] = nil // without it there is nothing to be found
+		return nil
+	}
 	bases := filepath.Join(s.state, "bases", s.store)
 	names, err := s.fs.ReadDir(bases)
 	if err != nil {
@@ -115,13 +124,13 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 	}
 	for _, name := range names {
 		if id, err := manifest.ParseSnapshotID(name); err == nil && id.Lineage == lineage {
-			if w := s.openBase(filepath.Join(bases, name)); w != nil {
+			if w := s.openBase(filepath.Join(bases, name), basePages(key, id), key); w != nil {
 				found = append(found, w)
 			}
 		}
 	}
 	for _, r := range s.volumes(lineage) {
-		if w := s.openLayer(filepath.Join(Dir(s.state, r.ID), "clean")); w != nil {
+		if w := s.openLayer(filepath.Join(Dir(s.state, r.ID), "clean"), ownPages(key, r.ID), key); w != nil {
 			found = append(found, w)
 		}
 	}
@@ -130,12 +139,12 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 }
 
 // openBase opens a base, holding its lock so that nobody evicts it meanwhile.
-func (s *Salvage) openBase(dir string) *wreck {
+func (s *Salvage) openBase(dir string, pages *crypt.Pages, key *crypt.Key) *wreck {
 	lock, err := s.fs.Lock(filepath.Join(dir, "lock"), false)
 	if err != nil {
 		return nil // being evicted
 	}
-	w := s.openLayer(dir)
+	w := s.openLayer(dir, pages, key)
 	if w == nil {
 		_ = lock.Close() // nothing was done under it
 		return nil
@@ -145,19 +154,19 @@ func (s *Salvage) openBase(dir string) *wreck {
 }
 
 // openLayer opens a clean layer that is there; nil if it cannot.
-func (s *Salvage) openLayer(dir string) *wreck {
+func (s *Salvage) openLayer(dir string, pages *crypt.Pages, key *crypt.Key) *wreck {
 	g, err := cache.CleanGeometry(s.fs, dir) // does not make it
 	if err != nil {
 		return nil
 	}
 	w := &wreck{g: g}
-	if w.clean, err = cache.OpenClean(s.fs, dir, g); err != nil {
+	if w.clean, err = cache.OpenClean(s.fs, dir, g, pages); err != nil {
 		return nil
 	}
 	if _, err := s.fs.Allocated(filepath.Join(dir, "index")); errors.Is(err, fs.ErrNotExist) {
 		return w
 	}
-	if w.leaves, err = cache.OpenIndexFile(s.fs, filepath.Join(dir, "index"), g); err != nil {
+	if w.leaves, err = cache.OpenIndexFile(s.fs, filepath.Join(dir, "index"), g, key); err != nil {
 		w.leaves = nil
 	}
 	return w

@@ -110,7 +110,7 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 	if err != nil {
 		return err
 	}
-	if err := saveRoot(v.host.mustKeep(), v.dir, image.Root); err != nil {
+	if err := saveRoot(v.host.mustKeep(), v.dir, image); err != nil {
 		return err
 	}
 	now := v.view.acquire()
@@ -126,7 +126,7 @@ func (v *Volume) finish(ctx context.Context, outcome manifest.Outcome) error {
 			r.Unpin = append(r.Unpin, *r.Root)
 		}
 		root := image.ID()
-		r.Root, r.RootHash = &root, manifest.HexHash(image.Root.Hash())
+		r.Root, r.RootHash = &root, image.Outcome.RootHash
 		r.Layers, r.Pending = r.Layers[1:], nil
 	})
 	if err != nil {
@@ -318,10 +318,10 @@ func (v *Volume) mergeSealed(ctx context.Context) error {
 
 // mergeBlock copies one block's pages from the sealed into the open layer.
 func (v *Volume) mergeBlock(open, sealed *cache.WriteLayer, block int64) error {
-	start := block * int64(v.geometry.BlockSize)
-	end := start + int64(v.geometry.BlockLen(block))
 	v.writes.cut.RLock()
 	defer v.writes.cut.RUnlock()
+	start := block * int64(v.geometry.BlockSize)
+	end := start + int64(v.geometry.BlockLen(block))
 	stripe := v.stripe(start)
 	stripe.Lock()
 	defer stripe.Unlock()

@@ -149,6 +149,9 @@ func (s *simulation) failSnapshot(m *model) {
 		s.note("  begun %s", began)
 		if s.pick("write after the cut", 2) == 0 {
 			s.store.Heal()
+			if s.pick("grow after the cut", 2) == 0 {
+				s.resize(m)
+			}
 			s.write(m)
 			s.store.Inject(rule, fault)
 		}
@@ -174,7 +177,7 @@ func (s *simulation) failSnapshot(m *model) {
 // resolveCuts looks what became of attempts that failed.
 func (s *simulation) resolveCuts() {
 	for id, data := range s.cuts {
-		d, err := snapshot.New(s.mem).Describe(s.ctx, id)
+		d, err := storeIn(s.mem).Describe(s.ctx, id)
 		if err == nil && d.State == snapshot.Completed {
 			s.note("%s was committed after all", id)
 			s.snapshots[id] = data
@@ -256,6 +259,7 @@ func (s *simulation) reopen(m *model) {
 	s.must(m.v.Close())
 	m.synced()
 	m.v = s.open(m.id)
+	s.sized(m)
 	s.equal(m.v.Device, m.data, "reopened device")
 }
 
@@ -264,6 +268,7 @@ func (s *simulation) killAll() {
 	s.kill()
 	for _, m := range s.volumes {
 		m.v = s.open(m.id)
+		s.sized(m)
 		s.equal(m.v.Device, m.data, "device after a kill")
 		s.maybeSettle(m)
 	}
@@ -280,6 +285,7 @@ func (s *simulation) cutPower() {
 	s.powerCut()
 	for _, m := range s.volumes {
 		m.v = s.open(m.id)
+		s.sized(m)
 		got := make([]byte, len(m.data))
 		if _, err := m.v.ReadAt(s.ctx, got, 0); err != nil {
 			s.Fatalf("read after a power cut: %v", err)
@@ -297,5 +303,61 @@ func (s *simulation) cutPower() {
 		m.data = got
 		m.synced() // what the disk has now, it has
 		s.maybeSettle(m)
+	}
+}
+
+// larger picks what a device grows to.
+func (s *simulation) larger(size int64) int64 {
+	unit := []int64{manifest.SectorSize, pageSize, blockSize}[s.pick("unit to grow by", 3)]
+	return size + unit*int64(s.pick("units to grow by", 4))
+}
+
+// largest bounds what devices grow to.
+const largest = 8 * blockSize
+
+func (s *simulation) resize(m *model) {
+	size := s.larger(m.v.Size())
+	if size > largest {
+		return
+	}
+	s.note("%s resize to %d", m.id, size)
+	s.must(m.v.Resize(size))
+	m.grow(size)
+	s.sized(m)
+	s.equal(m.v.Device, m.data, "device that has grown")
+}
+
+// failResize resizes while a call of the filesystem fails, and opens the volume
+// again: some of those calls lose durability.
+func (s *simulation) failResize(m *model) {
+	size := s.larger(m.v.Size())
+	if size > largest {
+		return
+	}
+	s.sync(m)
+	call := s.pick("call", 12)
+	s.note("%s resize to %d failing at call %d", m.id, size, call)
+	s.crash.FailCall(call, errInjected)
+	err := m.v.Resize(size)
+	s.crash.ClearFault()
+	if err != nil && !errors.Is(err, errInjected) {
+		s.Fatalf("resize: %v, not the filesystem's error", err)
+	}
+	if err != nil {
+		s.sized(m)
+		s.equal(m.v.Device, m.data, "device that could not grow")
+	}
+	_ = m.v.Close() // may not be able to make all durable
+	m.v = s.open(m.id)
+	if err == nil || m.v.Size() == size {
+		m.grow(size)
+	}
+	s.sized(m)
+	s.equal(m.v.Device, m.data, "reopened after a resize")
+}
+
+func (s *simulation) sized(m *model) {
+	if got, recorded := m.v.Size(), m.v.Record().Size; got != int64(len(m.data)) || recorded < got {
+		s.Fatalf("%s has %d bytes, and %d on record, want %d", m.id, got, recorded, len(m.data))
 	}
 }

@@ -101,7 +101,7 @@ func (d *Device) Stats() Stats {
 	v := d.view.acquire()
 	defer v.release()
 	s := Stats{
-		Size: d.geometry.Size, BlockSize: d.geometry.BlockSize, DirtyBytes: min(v.dirtyBytes(), d.geometry.Size),
+		Size: d.geometry.Size(), BlockSize: d.geometry.BlockSize, DirtyBytes: min(v.dirtyBytes(), d.geometry.Size()),
 		DemandFetches: d.stats.demandFetches.Load(), FetchedBytes: d.stats.fetchedBytes.Load(),
 		Lost: d.trusted(),
 	}

@@ -57,5 +57,6 @@ func (d *Device) record(v *view, off, n int64) {
 		return
 	}
 	blockSize := int64(d.geometry.BlockSize)
-	d.recorder.touch(off/blockSize, min((off+n-1)/blockSize, v.blocks()-1))
+	known := min(v.blocks(), int64(len(d.recorder.seen))*64) // the volume may have grown since
+	d.recorder.touch(off/blockSize, min((off+n-1)/blockSize, known-1))
 }

@@ -42,8 +42,12 @@ type Volume struct {
 	// making is held while a snapshot is made or settled: by whoever changes
 	// the view or the record. It guards the fields below, too. Taken second.
 	making sync.Mutex
-	closed bool
+	closed bool  // written under sizing, too
 	newest int64 // the highest number that a write layer's folder may have
+
+	// sizing is held while the volume grows, and while a write layer is made: all
+	// layers are as large as the volume. Taken third.
+	sizing sync.Mutex
 
 	mu     sync.Mutex // guards record, which mirrors volume.json
 	record Record
@@ -129,7 +133,12 @@ func (h *Host) lockUnevicted(name string) (lock io.Closer, err error) {
 
 // openDevice opens all that a record names.
 func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
-	d := h.newDevice(string(r.ID), r.geometry(), r.Lineage)
+	h.Store.Recall(r.lineage())
+	key, err := h.Store.Key(context.Background(), r.Lineage)
+	if err != nil {
+		return nil, err
+	}
+	d := h.newDevice(string(r.ID), r.geometry(), r.Lineage, key)
 	var opened []io.Closer
 	defer func() {
 		if err != nil {
@@ -141,14 +150,14 @@ func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 	}()
 	// What is clean comes first, so that it can be evicted if the rest finds the
 	// disk full.
-	d.writes, err = openWrites(h, dir, r.geometry())
+	d.writes, err = openWrites(h, dir, r.ID, r.geometry(), key)
 	if err != nil {
 		return nil, err
 	}
 	opened = append(opened, d.writes)
 	d.shareWrites()
 	if r.Base != nil {
-		d.base, err = h.openBase(r.StoreID, *r.Base, manifest.Geometry{Size: r.BaseSize, BlockSize: r.BlockSize})
+		d.base, err = h.openBase(r.StoreID, *r.Base, manifest.Geometry{Size: r.BaseSize, BlockSize: r.BlockSize}, key)
 		if err != nil {
 			return nil, err
 		}
@@ -158,15 +167,13 @@ func (h *Host) openDevice(dir string, r *Record) (_ *Device, err error) {
 
 	var image *snapshot.Image
 	if r.Root != nil {
-		root, err := h.root(dir, r)
-		if err != nil {
+		if image, err = h.root(dir, r, key); err != nil {
 			return nil, err
 		}
-		image = h.Store.ImageOf(root)
 	}
 	var layers [2]*cache.WriteLayer // open, sealed
 	for i, n := range slices.Backward(r.Layers) {
-		layer, err := cache.OpenWriteLayer(h.mustKeep(), layerDir(dir, n), r.Size, h.Boot)
+		layer, err := cache.OpenWriteLayer(h.mustKeep(), layerDir(dir, n), r.Size, h.Boot, key)
 		if err != nil {
 			return nil, err
 		}
@@ -261,7 +268,9 @@ func (v *Volume) Close() error {
 	if v.closed {
 		return fmt.Errorf("close %s: %w", v.name, errClosed)
 	}
+	v.sizing.Lock() // waits for a Resize
 	v.closed = true
+	v.sizing.Unlock()
 	err := v.Sync(context.Background())
 	v.work.stop()
 	v.unshare()

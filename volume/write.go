@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/lazyvol/lazyvol/cache"
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 )
@@ -39,15 +40,18 @@ type writes struct {
 	blocks [stripes]sync.RWMutex
 }
 
-func openWrites(h *Host, dir string, g manifest.Geometry) (*writes, error) {
+func openWrites(h *Host, dir string, id manifest.VolumeID, g manifest.Geometry, key *crypt.Key) (*writes, error) {
 	clean := cleanDir(dir)
 	if err := h.mustKeep().MkdirAll(clean, 0o700); err != nil {
 		return nil, err
 	}
 	h.noteOpened(clean)
 	w := &writes{dir: clean}
-	var err error
-	if w.clean, err = h.openClean(clean, g); err != nil {
+	err := cache.GrowClean(h.mustKeep(), clean, g.Size)
+	if err != nil {
+		return nil, err
+	}
+	if w.clean, err = h.openClean(clean, g, ownPages(key, id)); err != nil {
 		return nil, err
 	}
 	// Rule: the names are durable before anything is written to the layer. An
@@ -56,7 +60,7 @@ func openWrites(h *Host, dir string, g manifest.Geometry) (*writes, error) {
 	if err := h.FS.SyncDir(clean); err != nil {
 		return nil, errors.Join(err, w.clean.Close())
 	}
-	if w.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(clean, "index"), g); err != nil {
+	if w.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(clean, "index"), g, key); err != nil {
 		return nil, errors.Join(err, w.clean.Close())
 	}
 	if w.diverged, err = cache.LoadDiverged(h.mustKeep(), filepath.Join(clean, "diverged"), g.Blocks()); err != nil {
@@ -87,7 +91,9 @@ func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) (int, error) 
 		n := int(d.wholePages(at, d.inBlock(at, int64(len(rest)))))
 		var err error
 		if n > 0 {
-			err = d.writePages(rest[:n], at)
+			if err = d.writePages(rest[:n], at); err == errGrown {
+				continue
+			}
 		} else {
 			n = int(min(int64(len(rest)), manifest.PageSize-at%manifest.PageSize))
 			err = d.writePart(ctx, rest[:n], at)
@@ -106,8 +112,8 @@ func (d *Device) checkWrite(off, n int64) error {
 		return fmt.Errorf("write %s: it is a snapshot: %w", d.name, syscall.EROFS)
 	case off < 0 || n < 0:
 		return fmt.Errorf("write %s at %d+%d: %w", d.name, off, n, syscall.EINVAL)
-	case off > d.geometry.Size || n > d.geometry.Size-off:
-		return fmt.Errorf("write %s at %d+%d, beyond its end at %d: %w", d.name, off, n, d.geometry.Size, syscall.ENOSPC)
+	case off > d.geometry.Size() || n > d.geometry.Size()-off:
+		return fmt.Errorf("write %s at %d+%d, beyond its end at %d: %w", d.name, off, n, d.geometry.Size(), syscall.ENOSPC)
 	}
 	return nil
 }
@@ -118,7 +124,7 @@ func (d *Device) wholePages(off, n int64) int64 {
 	if off%manifest.PageSize != 0 {
 		return 0
 	}
-	if off+n == d.geometry.Size {
+	if off+n == d.geometry.Size() {
 		return n
 	}
 	return n - n%manifest.PageSize
@@ -135,13 +141,16 @@ func (d *Device) stripe(off int64) *sync.RWMutex {
 	return &d.writes.blocks[off/int64(d.geometry.BlockSize)%stripes]
 }
 
-// writePages writes whole pages of one block.
+// writePages writes whole pages of one block. errGrown: one is no longer whole.
 func (d *Device) writePages(p []byte, off int64) error {
 	d.writes.cut.RLock()
 	defer d.writes.cut.RUnlock()
 	stripe := d.stripe(off)
 	stripe.RLock()
 	defer stripe.RUnlock()
+	if d.wholePages(off, int64(len(p))) != int64(len(p)) {
+		return errGrown
+	}
 	v := d.view.acquire()
 	defer v.release()
 	return v.open.WriteAt(p, off)
@@ -174,7 +183,7 @@ func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 
 // pageLen is how many bytes of the page at start lie inside the device.
 func (d *Device) pageLen(start int64) int64 {
-	return min(manifest.PageSize, d.geometry.Size-start)
+	return min(manifest.PageSize, d.geometry.Size()-start)
 }
 
 // writePartOver writes p into the page at start, of which below is the content
@@ -221,7 +230,9 @@ func (d *Device) Zero(ctx context.Context, off, n int64) error {
 		done := d.wholePages(off, end-off)
 		var err error
 		if done > 0 {
-			err = d.zeroPages(off, done)
+			if err = d.zeroPages(off, done); err == errGrown {
+				continue
+			}
 		} else {
 			done = min(end-off, manifest.PageSize-off%manifest.PageSize)
 			err = d.writePart(ctx, make([]byte, done), off)
@@ -235,7 +246,8 @@ func (d *Device) Zero(ctx context.Context, off, n int64) error {
 }
 
 // zeroPages zeroes whole pages. A short range locks its blocks one after the
-// other; a long one stops all writers instead, step by step.
+// other; a long one stops all writers instead, step by step. errGrown: the last
+// page is no longer whole.
 func (d *Device) zeroPages(off, n int64) error {
 	zero, step := d.zeroInBlock, d.inBlock
 	if n > stripes*int64(d.geometry.BlockSize) {
@@ -258,15 +270,20 @@ func (d *Device) zeroInBlock(off, n int64) error {
 	stripe := d.stripe(off)
 	stripe.Lock()
 	defer stripe.Unlock()
-	v := d.view.acquire()
-	defer v.release()
-	return v.open.Zero(off, n)
+	return d.zeroLocked(off, n)
 }
 
 // zeroAlone zeroes whole pages while all writers wait.
 func (d *Device) zeroAlone(off, n int64) error {
 	d.writes.cut.Lock()
 	defer d.writes.cut.Unlock()
+	return d.zeroLocked(off, n)
+}
+
+func (d *Device) zeroLocked(off, n int64) error {
+	if d.wholePages(off, n) != n {
+		return errGrown
+	}
 	v := d.view.acquire()
 	defer v.release()
 	return v.open.Zero(off, n)

@@ -146,7 +146,7 @@ func TestFullDiskFailsTheWriteAndLosesNothing(t *testing.T) {
 func TestDiscardOfAHugeVolumeIsQuick(t *testing.T) {
 	const size = 1 << 40
 	w := newRealWorld(t)
-	id, err := w.host.Create(w.ctx, nil, size, manifest.DefaultBlockSize)
+	id, err := w.host.Create(w.ctx, nil, size, manifest.DefaultBlockSize, "")
 	w.must(err)
 	v := w.open(id)
 	w.write(v, noise(pageSize, 1), size/2)

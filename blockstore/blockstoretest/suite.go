@@ -490,7 +490,10 @@ func (s *suite) listInfo() {
 		if info.Age < 0 || info.Age > time.Minute {
 			s.Errorf("%q is listed with age %v, just after it was put", info.Key, info.Age)
 		}
-		info.Age = 0
+		if ahead := time.Until(info.Listed); ahead.Abs() > time.Minute { // the store is on this machine
+			s.Errorf("%q is listed %v from now", info.Key, ahead)
+		}
+		info.Age, info.Listed = 0, time.Time{}
 		got[info.Key] = info
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -47,6 +49,7 @@ type S3Server struct {
 	Dir string
 
 	binary  string
+	flags   []string // of the backend
 	iamDir  string
 	log     string
 	process *serverProcess // nil while stopped
@@ -56,8 +59,8 @@ type S3Server struct {
 // answers, and stops it at the end of the test. The binary is $LAZYVOL_VERSITYGW,
 // versitygw in $PATH, /opt/lvtools/versitygw, or is built once, which takes
 // minutes, into the user's cache directory. A server that cannot be had fails
-// the test: there is no skipping.
-func StartVersitygw(t testing.TB) *S3Server {
+// the test: there is no skipping. Flags are more of those of its backend, posix.
+func StartVersitygw(t testing.TB, flags ...string) *S3Server {
 	t.Helper()
 	binary := versitygw.find(t)
 	dir := t.TempDir()
@@ -66,6 +69,7 @@ func StartVersitygw(t testing.TB) *S3Server {
 		SecretKey: rand.Text(),
 		Dir:       filepath.Join(dir, "buckets"),
 		binary:    binary,
+		flags:     flags,
 		iamDir:    filepath.Join(dir, "iam"),
 		log:       filepath.Join(dir, "log"),
 	}
@@ -199,6 +203,18 @@ func (s *S3Server) StoreFor(t testing.TB, bucket, prefix, accessKey, secretKey s
 // so whom an earlier call made.
 func (s *S3Server) ReadOnlyUser(t testing.TB, bucket string) (accessKey, secretKey string) {
 	t.Helper()
+	accessKey, secretKey = s.NewUser(t)
+	s.SetPolicy(t, bucket, fmt.Sprintf(`{"Version": "2012-10-17", "Statement": [{
+		"Effect": "Allow", "Principal": {"AWS": [%q]},
+		"Action": ["s3:GetObject", "s3:ListBucket"],
+		"Resource": ["arn:aws:s3:::%s", "arn:aws:s3:::%s/*"]}]}`, accessKey, bucket, bucket))
+	return accessKey, secretKey
+}
+
+// NewUser makes a user who may do nothing that a bucket's policy does not allow,
+// and returns the credentials.
+func (s *S3Server) NewUser(t testing.TB) (accessKey, secretKey string) {
+	t.Helper()
 	accessKey, secretKey = "reader"+rand.Text(), rand.Text()
 	cmd := exec.CommandContext(t.Context(), s.binary, "admin",
 		"--access", s.AccessKey, "--secret", s.SecretKey, "--endpoint-url", s.Endpoint,
@@ -206,14 +222,42 @@ func (s *S3Server) ReadOnlyUser(t testing.TB, bucket string) (accessKey, secretK
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("create user: %v\n%s", err, out)
 	}
-	policy := fmt.Sprintf(`{"Version": "2012-10-17", "Statement": [{
-		"Effect": "Allow", "Principal": {"AWS": [%q]},
-		"Action": ["s3:GetObject", "s3:ListBucket"],
-		"Resource": ["arn:aws:s3:::%s", "arn:aws:s3:::%s/*"]}]}`, accessKey, bucket, bucket)
+	return accessKey, secretKey
+}
+
+// SetPolicy replaces the policy of a bucket.
+func (s *S3Server) SetPolicy(t testing.TB, bucket, policy string) {
+	t.Helper()
 	if _, err := s.client().PutBucketPolicy(t.Context(), &s3.PutBucketPolicyInput{Bucket: &bucket, Policy: &policy}); err != nil {
 		t.Fatalf("set bucket policy: %v", err)
 	}
-	return accessKey, secretKey
+}
+
+// SetVersioned makes a bucket keep what is replaced and deleted. The server was
+// started with --versioning-dir.
+func (s *S3Server) SetVersioned(t testing.TB, bucket string) {
+	t.Helper()
+	on := &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled}
+	if _, err := s.client().PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{Bucket: &bucket, VersioningConfiguration: on}); err != nil {
+		t.Fatalf("make bucket versioned: %v", err)
+	}
+}
+
+// May tells what a user may do with an object: read it, if it is there, write it,
+// remove it. It tries.
+func (s *S3Server) May(t testing.TB, bucket, prefix, key, accessKey, secretKey string) (read, write, remove bool) {
+	t.Helper()
+	store := s.StoreFor(t, bucket, prefix, accessKey, secretKey)
+	allowed := func(err error) bool {
+		if err != nil && !errors.Is(err, blockstore.ErrDenied) {
+			t.Errorf("try %s: %v", key, err)
+		}
+		return err == nil
+	}
+	_, _, err := store.Get(t.Context(), key, blockstore.MaxObjectSize)
+	read = allowed(err)
+	_, err = store.Put(t.Context(), key, []byte("overwritten"), blockstore.Condition{})
+	return read, allowed(err), allowed(store.Delete(t.Context(), key))
 }
 
 // client returns the root user's client. It keeps no connection open.
@@ -237,8 +281,8 @@ func (s *S3Server) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close() // the process has its own
-	cmd := exec.Command(s.binary, "--port", strings.TrimPrefix(s.Endpoint, "http://"),
-		"--keep-alive", "--quiet", "--iam-dir", s.iamDir, "posix", s.Dir)
+	args := []string{"--port", strings.TrimPrefix(s.Endpoint, "http://"), "--keep-alive", "--quiet", "--iam-dir", s.iamDir, "posix"}
+	cmd := exec.Command(s.binary, append(append(args, s.flags...), s.Dir)...)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+s.AccessKey, "ROOT_SECRET_ACCESS_KEY="+s.SecretKey)
 	cmd.Stdout, cmd.Stderr = log, log
 	p, err := startProcess(cmd)

@@ -51,8 +51,12 @@ type app struct {
 
 	storeURL string
 	state    string
+	owner    string // recorded in the snapshots that are made; "": none
+	keys     *secretKeys
 	verbose  bool
 	memory   byteSize
+	onEvent  string // command for events; "" is none
+	events   emitter
 }
 
 func (a *app) command() *cobra.Command {
@@ -85,11 +89,14 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.storeURL, "store", os.Getenv("LAZYVOL_STORE"), "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
 	flags.StringVar(&a.state, "state", os.Getenv("LAZYVOL_STATE"), "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
+	flags.StringVar(&a.owner, "owner-id", os.Getenv("LAZYVOL_OWNER"), "record `ID` as the owner of the snapshots that are made (LAZYVOL_OWNER; default: they are the store's, and its id is shown)")
+	flags.Bool("json", false, "print errors, and what is listed or shown, as JSON")
 	flags.Var(&a.memory, "memory", "need at most so many `bytes` of memory, in this process and in a daemon that it starts")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done to stderr")
+	flags.StringVar(&a.onEvent, "on-event", os.Getenv(onEventEnv), "hand each event of this command, or of the daemon that it starts, to this shell `command`: EBS's JSON on stdin ("+onEventEnv+")")
 	root.AddCommand(
 		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.unmountCommand(),
-		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.gcCommand(), a.versionCommand(),
+		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.versionCommand(),
 	)
 	return root
 }
@@ -118,6 +125,11 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 
 // resolve fills in what the flags left open.
 func (a *app) resolve() error {
+	if a.owner != "" {
+		if err := manifest.CheckOwner(a.owner); err != nil {
+			return usageError{fmt.Errorf("--owner-id: %w", err)}
+		}
+	}
 	if a.state == "" {
 		a.state = "/var/lib/lazyvol"
 		if os.Geteuid() != 0 {
@@ -170,7 +182,11 @@ func (a *app) openStore(ctx context.Context, at string, patience time.Duration) 
 // its own. The default store is made on first use. Requests are tried again for
 // as long as patience.
 func (a *app) openRemote(ctx context.Context, at string, patience time.Duration) (remote, error) {
-	at = cmp.Or(a.storeURL, at, a.defaultStore())
+	return a.connect(ctx, cmp.Or(a.storeURL, at, a.defaultStore()), patience)
+}
+
+// connect is openRemote for a store that is named.
+func (a *app) connect(ctx context.Context, at string, patience time.Duration) (remote, error) {
 	isDefault := at == a.defaultStore()
 	open := blockstore.Open
 	if isDefault {
@@ -181,11 +197,19 @@ func (a *app) openRemote(ctx context.Context, at string, patience time.Duration)
 		return remote{}, openError(err)
 	}
 	retrying := blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
-	if !isDefault {
-		return remote{snapshot.New(retrying), objects}, nil
+	if isDefault {
+		store, err := snapshot.Init(ctx, retrying)
+		if err == nil {
+			store.SetOwner(a.owner)
+			store.UseKeys(a.keys)
+		}
+		return remote{store, objects}, err
 	}
-	store, err := snapshot.Init(ctx, retrying)
-	return remote{store, objects}, err
+	store := snapshot.New(retrying)
+	store.SetOwner(a.owner)
+	store.UseKeys(a.keys)
+	store.CacheRecords(cache.Records{FS: vfs.OS(), Folder: filepath.Join(a.state, "records"), Log: a.log()})
+	return remote{store, objects}, nil
 }
 
 // openError makes a store URL that cannot be understood a usage error; missing
@@ -247,6 +271,7 @@ snapshots. Safe to run again, and from several hosts.`,
 			if err != nil {
 				return openError(err)
 			}
+			a.warnVersioned(ctx, objects)
 			objects = blockstore.Retry(objects, blockstore.RetryPolicy{Total: commandPatience})
 			if err := blockstore.Probe(ctx, objects); err != nil {
 				return fmt.Errorf("init: %w", err)

@@ -108,17 +108,22 @@ func (c controlClient) call(ctx context.Context, method, path string, body io.Re
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
 	}
+	return nil, refusedBy(resp)
+}
+
+// refusedBy returns the error with which a daemon answers.
+func refusedBy(resp *http.Response) error {
 	defer resp.Body.Close()
 	var e report
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&e); err != nil {
-		return nil, fmt.Errorf("ask the daemon: %s", resp.Status)
+		return fmt.Errorf("ask the daemon: %s", resp.Status)
 	}
-	return nil, codedError{e.Error, e.Code}
+	return remoteError{e}
 }
 
-// writeError answers a request with an error and its exit code.
+// writeError answers a request with an error and its codes.
 func writeError(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusConflict)
-	_ = json.NewEncoder(w).Encode(report{Error: err.Error(), Code: exitCode(err)}) // the client is gone if this fails
+	_ = json.NewEncoder(w).Encode(failure(err)) // the client is gone if this fails
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,46 +23,58 @@ import (
 
 // createFlags are the flags of 'snapshot create'.
 type createFlags struct {
+	key         string
 	parent      string
 	description string
 	tags        []string
-	freeze      string
+	freeze      []string
 	noWait      bool
 }
 
 func (a *app) snapshotCreateCommand() *cobra.Command {
 	var f createFlags
 	c := &cobra.Command{
-		Use: "create SOURCE", Short: "Make a snapshot of an image file, a block device or a volume", Args: args(cobra.ExactArgs(1)),
+		Use: "create SOURCE...", Short: "Make a snapshot of an image file, a block device or volumes", Args: args(cobra.MinimumNArgs(1)),
 		Long: `Makes a snapshot of a raw image file, a block device, or a volume (vol-…), and
 prints its id when it is committed. Of a volume only what changed since its last
 snapshot is uploaded, and it may be mounted and in use. With --parent, only blocks
 of an image that differ from that snapshot's.
+
+Several volumes of this host, up to 128, are cut at one moment, as if the host had
+lost its power then: their writers are held for some milliseconds. All snapshots are
+completed, or none. Their ids are printed in the order of the volumes.
 
 An image that changes while it is read fails; a block device that is mounted for
 writing is refused without --freeze. Interrupted, nothing is left of it but the
 changes themselves.`,
 		Example: `  lazyvol snapshot create disk.img
   lazyvol snapshot create --parent snap-1a2b3c4d567890abc --tag env=prod disk.img
-  lazyvol snapshot create vol-0123456789abcdef0`,
+  lazyvol snapshot create vol-0123456789abcdef0
+  lazyvol snapshot create --freeze /mnt/data --freeze /mnt/log vol-0123456789abcdef0 vol-123456789abcdef01`,
 		RunE: func(c *cobra.Command, args []string) error {
 			tags, err := parseTags(f.tags)
 			if err != nil {
 				return err
 			}
-			if len(f.description) > maxDescription {
-				return usageError{fmt.Errorf("the description has more than %d bytes", maxDescription)}
+			if err := manifest.CheckDescription(f.description); err != nil {
+				return usageError{err}
+			}
+			if err := f.checkKey(c, args); err != nil {
+				return err
 			}
 			ready, err := newReadiness()
 			if err != nil {
 				return err
 			}
 			if f.noWait && !ready.background() {
-				return a.createInBackground(c.Context(), args[0], &f)
+				return a.createInBackground(c.Context(), args, &f)
 			}
-			if strings.HasPrefix(args[0], "vol-") {
+			switch {
+			case len(args) > 1:
+				err = a.createSet(c.Context(), args, &f, tags, ready)
+			case strings.HasPrefix(args[0], "vol-"):
 				err = a.createFromVolume(c.Context(), args[0], &f, tags, ready)
-			} else {
+			default:
 				err = a.createFromImage(c.Context(), args[0], &f, tags, ready)
 			}
 			return ready.failed(err)
@@ -71,17 +84,29 @@ changes themselves.`,
 	flags.StringVar(&f.parent, "parent", "", "store only what differs from this snapshot (`SNAP`; of a volume: its last one, always)")
 	flags.StringVar(&f.description, "description", "", "what it is")
 	flags.StringArrayVar(&f.tags, "tag", nil, "tag as `KEY=VALUE` (repeatable)")
-	flags.StringVar(&f.freeze, "freeze", "", "freeze the filesystem mounted on this `DIR` at the moment of the snapshot")
+	flags.StringArrayVar(&f.freeze, "freeze", nil, "freeze the filesystem mounted on this `DIR` at the moment of the snapshot (repeatable)")
+	keyFlag(flags, &f.key)
 	flags.BoolVar(&f.noWait, "no-wait", false, "print the id once the snapshot is pending, and go on in the background")
 	return c
 }
 
-// maxDescription bounds a description, in bytes, as EBS does.
-const maxDescription = 255
+// checkKey refuses a key for what begins no lineage; one that is the default is not
+// meant for that. With a parent a given one is compared with the lineage's: whoever can
+// write the store could else have changed that.
+func (f *createFlags) checkKey(c *cobra.Command, sources []string) error {
+	given := c.Flags().Changed("key")
+	switch {
+	case strings.HasPrefix(sources[0], "vol-") && given:
+		return usageError{errKeyOfLineage}
+	case strings.HasPrefix(sources[0], "vol-"), f.parent != "" && !given:
+		f.key = ""
+	}
+	return checkKey(f.key)
+}
 
 // createInBackground runs the same command in the background, and returns when
 // it has an id.
-func (a *app) createInBackground(ctx context.Context, source string, f *createFlags) error {
+func (a *app) createInBackground(ctx context.Context, sources []string, f *createFlags) error {
 	args := append(a.globalArgs(), "snapshot", "create", "--no-wait")
 	if f.parent != "" {
 		args = append(args, "--parent="+f.parent)
@@ -92,21 +117,30 @@ func (a *app) createInBackground(ctx context.Context, source string, f *createFl
 	for _, t := range f.tags {
 		args = append(args, "--tag="+t)
 	}
-	for _, path := range []*string{&f.freeze, &source} {
-		if *path == "" || strings.HasPrefix(*path, "vol-") {
+	for _, dir := range f.freeze {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return err
+		}
+		args = append(args, "--freeze="+abs)
+	}
+	// It runs in another folder.
+	sources = slices.Clone(sources)
+	for i, source := range sources {
+		if strings.HasPrefix(source, "vol-") {
 			continue
 		}
 		var err error
-		if *path, err = filepath.Abs(*path); err != nil {
+		if sources[i], err = filepath.Abs(source); err != nil {
 			return err
 		}
 	}
-	if f.freeze != "" {
-		args = append(args, "--freeze="+f.freeze)
+	if f.key != "" {
+		args = append(args, "--key="+f.key)
 	}
-	id, err := a.spawn(ctx, append(args, source))
+	ids, err := a.spawn(ctx, append(args, sources...))
 	if err == nil {
-		fmt.Fprintln(a.stdout, id)
+		fmt.Fprintln(a.stdout, ids)
 	}
 	return err
 }
@@ -128,43 +162,53 @@ func (a *app) createFromImage(ctx context.Context, path string, f *createFlags, 
 		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	if err := refuseMounted(path, f.freeze); err != nil {
+	if err := refuseMounted(path, len(f.freeze) > 0); err != nil {
 		return err
 	}
 	store, err := a.openStore(ctx, "", commandPatience)
 	if err != nil {
 		return err
 	}
+	start := time.Now()
+	id, err := a.storeImage(ctx, store, src, f, tags, ready)
+	a.snapshotEnded(store, id, "", start, err)
+	return err
+}
+
+// storeImage makes the snapshot of an image, and returns its id, as soon as it
+// has one, also with an error.
+func (a *app) storeImage(ctx context.Context, store *snapshot.Store, src *snapshot.FileSource, f *createFlags, tags map[string]string, ready *readiness) (id manifest.SnapshotID, err error) {
 	if _, err := store.ID(ctx); err != nil {
-		return err
+		return id, err
 	}
 	a.sweepSessions(ctx, store)
 	plan, err := a.planImage(ctx, store, src.Size(), f, tags)
 	if err != nil {
-		return err
+		return id, err
 	}
-	thaw, err := freeze(f.freeze)
+	thaw, err := a.freezeAll(f.freeze)
 	if err != nil {
-		return err
+		return id, err
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
+	id = plan.ID
 	attempt, err := store.Begin(ctx, plan)
 	if err != nil {
-		return errors.Join(err, resolveFailed(ctx, store, plan))
+		return id, errors.Join(err, resolveFailed(ctx, store, plan))
 	}
-	if err := begun(ready, attempt.ID(), a.state); err != nil {
-		return errors.Join(err, abort(ctx, attempt, err))
+	if err := begun(ready, id, a.state); err != nil {
+		return id, errors.Join(err, abort(ctx, attempt, err))
 	}
 	outcome, err := a.uploadImage(ctx, attempt, src, plan.Geometry)
 	if err != nil {
-		return errors.Join(err, abort(ctx, attempt, err))
+		return id, errors.Join(err, abort(ctx, attempt, err))
 	}
 	fmt.Fprintf(a.stderr, "stored %s for %s of data in %s\n", size(outcome.StoredBytes),
 		size(outcome.DataBlocks*int64(outcome.BlockSize)), outcome.End.Sub(outcome.Start).Round(time.Millisecond))
 	if !f.noWait {
 		fmt.Fprintln(a.stdout, outcome.Snapshot)
 	}
-	return nil
+	return id, nil
 }
 
 // planImage plans the snapshot of an image: in its parent's lineage, or in a
@@ -172,7 +216,7 @@ func (a *app) createFromImage(ctx context.Context, path string, f *createFlags, 
 func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, f *createFlags, tags map[string]string) (snapshot.Plan, error) {
 	g := manifest.Geometry{Size: size, BlockSize: manifest.DefaultBlockSize}
 	if f.parent == "" {
-		lineage, err := store.CreateLineage(ctx, g.BlockSize)
+		lineage, err := store.CreateLineage(ctx, g.BlockSize, f.key)
 		if err != nil {
 			return snapshot.Plan{}, err
 		}
@@ -189,6 +233,9 @@ func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, 
 	if err != nil {
 		return snapshot.Plan{}, fmt.Errorf("parent: %w", err)
 	}
+	if err := keyOfSnapshot(ctx, store, id, f.key); err != nil {
+		return snapshot.Plan{}, err
+	}
 	plan := snapshot.NewPlan(id.Lineage)
 	g.BlockSize = img.Geometry().BlockSize
 	plan.Parent, plan.Geometry, plan.Description, plan.Tags, plan.Log, plan.Memory = img, g, f.description, tags, a.log(), a.heap()
@@ -196,23 +243,9 @@ func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, 
 }
 
 func (a *app) uploadImage(ctx context.Context, attempt *snapshot.Attempt, src *snapshot.FileSource, g manifest.Geometry) (manifest.Outcome, error) {
-	bar := a.newProgress("snapshot", g.Size)
-	defer bar.end()
-	watch, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for watch.Err() == nil {
-			bar.set(g.Size / 100 * int64(attempt.Percent()))
-			select {
-			case <-watch.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	}()
+	stop := a.showProgress("snapshot", attempt, g.Size)
 	err := attempt.Upload(ctx, src.Source(g.BlockSize))
 	stop()
-	<-done
 	if err != nil {
 		return manifest.Outcome{}, err
 	}
@@ -248,20 +281,17 @@ func firstLine(err error) string {
 
 // refuseMounted refuses a block device that is mounted for writing, unless its
 // filesystem is to be frozen.
-func refuseMounted(path, freeze string) error {
+func refuseMounted(path string, frozen bool) error {
 	mountpoint, err := snapshot.MountedReadWrite(path)
-	if err != nil || mountpoint == "" || freeze != "" {
+	if err != nil || mountpoint == "" || frozen {
 		return err
 	}
 	return refusal{fmt.Errorf("%s is mounted for writing on %s: unmount it, or freeze it with --freeze %s", path, mountpoint, mountpoint)}
 }
 
-// freeze freezes the filesystem mounted on dir, if any is named, until thaw is
-// called; thaw may be called again.
+// freeze freezes the filesystem mounted on dir until thaw is called; thaw may be
+// called again.
 func freeze(dir string) (thaw func() error, err error) {
-	if dir == "" {
-		return func() error { return nil }, nil
-	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("freeze: %w", err)
@@ -297,7 +327,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
 		return err
 	}
-	thaw, err := freeze(f.freeze)
+	thaw, err := a.freezeAll(f.freeze)
 	if err != nil {
 		return err
 	}
@@ -306,18 +336,22 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if !errors.Is(err, errNoDaemon) {
 		return err
 	}
-	v, err := a.openSettled(ctx, target)
+	v, store, err := a.openSettled(ctx, target)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	var cutErr error
+	var made manifest.SnapshotID
+	start := time.Now()
 	outcome, err := v.Snapshot(ctx, volume.SnapshotOptions{
 		Description: f.description, Tags: tags,
 		Cut: func(attempt *snapshot.Attempt) {
-			cutErr = errors.Join(thaw(), begun(ready, attempt.ID(), dir))
+			made = attempt.ID()
+			cutErr = errors.Join(thaw(), begun(ready, made, dir))
 		},
 	})
+	a.snapshotEnded(store, made, id, start, err)
 	if err := errors.Join(err, cutErr); err != nil {
 		return err
 	}
@@ -353,7 +387,7 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 		bar.set(int64(e.Percent))
 		switch {
 		case e.Error != "":
-			return codedError{e.Error, e.Code}
+			return remoteError{e.report}
 		case e.Cut:
 			id, err := manifest.ParseSnapshotID(e.Snapshot)
 			if err := errors.Join(err, thaw()); err != nil {

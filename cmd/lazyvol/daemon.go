@@ -28,6 +28,8 @@ import (
 
 // daemon serves one mount.
 type daemon struct {
+	app      *app
+	store    *snapshot.Store
 	id       string // of the snapshot or volume
 	dir      string // its folder: log, control socket
 	device   *volume.Device
@@ -41,6 +43,7 @@ type daemon struct {
 	paused     atomic.Bool
 	resumed    chan struct{} // holds a token after a resume
 	unsettled  chan struct{} // holds a token while the volume needs settling
+	making     sync.RWMutex  // held shared by those who make a snapshot, and for good when the mount has ended
 
 	native    sync.Mutex        // held while the local file is given to loop devices, or taken back; guards what follows
 	activity  map[string]string // of the loop devices on the mount, when they were last looked at
@@ -78,7 +81,7 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 	// Everything below ends with work, and is waited for before we return.
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	var workers sync.WaitGroup
-	control := &http.Server{Handler: d.handler(work), ReadHeaderTimeout: 5 * time.Second}
+	control := &http.Server{Handler: d.handler(work, server), ReadHeaderTimeout: 5 * time.Second}
 	workers.Go(func() {
 		if err := control.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			d.log.Error("the control socket failed", "error", err)
@@ -105,6 +108,7 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 	err = errors.Join(err, d.unmount(server, gone))
 	err = errors.Join(err, control.Close())
 	workers.Wait()
+	d.making.Lock() // until the last snapshot was told of
 	d.log.Info("unmounted", "id", d.id)
 	return err
 }
@@ -173,14 +177,17 @@ func (d *daemon) hydrate(ctx context.Context) {
 			if err != nil {
 				if ctx.Err() == nil {
 					d.log.Error("the hydrator failed", "error", err)
+					d.noteInitialized(err)
 				}
 				return
 			}
+			d.noteInitialized(nil)
 			d.moveLoops(ctx)
 			d.awaitEviction(ctx, pause)
 			continue
 		case !errors.Is(err, vfs.ErrLocked):
 			d.log.Error("the hydrator failed", "error", err)
+			d.noteInitialized(err)
 			return
 		}
 		select {
@@ -247,8 +254,9 @@ func hydrateError(err error) error {
 	return err
 }
 
-// handler answers requests on the control socket. work ends with the mount.
-func (d *daemon) handler(work context.Context) http.Handler {
+// handler answers requests on the control socket of the mount that server serves.
+// work ends with it.
+func (d *daemon) handler(work context.Context, server *fs.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -257,6 +265,8 @@ func (d *daemon) handler(work context.Context) http.Handler {
 	mux.HandleFunc("POST /pause", func(w http.ResponseWriter, _ *http.Request) { d.pause(true) })
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) { d.pause(false) })
 	mux.HandleFunc("POST /attach", d.serveAttach)
+	mux.HandleFunc("POST /resize", func(w http.ResponseWriter, r *http.Request) { d.serveResize(server, w, r) })
+	mux.HandleFunc("POST /set", func(w http.ResponseWriter, r *http.Request) { d.serveSet(work, w, r) })
 	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) { d.serveSnapshot(work, w, r) })
 	return mux
 }
@@ -308,6 +318,11 @@ func (d *daemon) serveSnapshot(work context.Context, w http.ResponseWriter, r *h
 		writeError(w, refusal{fmt.Errorf("%s is a snapshot, not a volume", d.id)})
 		return
 	}
+	if !d.making.TryRLock() {
+		writeError(w, errStopping)
+		return
+	}
+	defer d.making.RUnlock()
 	ctx, cancel := context.WithCancelCause(work)
 	defer cancel(nil)
 	if !req.Detach {
@@ -336,9 +351,12 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 	defer tick.Stop()
 	watch, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
+	var id manifest.SnapshotID
+	start := time.Now()
 	outcome, err := d.volume.Snapshot(ctx, volume.SnapshotOptions{
 		Description: req.Description, Tags: req.Tags,
 		Cut: func(attempt *snapshot.Attempt) {
+			id = attempt.ID()
 			events <- snapshotEvent{Snapshot: attempt.ID().String(), Cut: true}
 			watching.Go(func() {
 				for {
@@ -361,12 +379,15 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
+	}
+	d.app.snapshotEnded(d.store, id, manifest.VolumeID(d.id), start, err)
+	if err != nil {
 		d.log.Error("snapshot failed", "error", err)
 		select {
 		case d.unsettled <- struct{}{}:
 		default:
 		}
-		events <- snapshotEvent{report: report{Error: err.Error(), Code: exitCode(err)}}
+		events <- snapshotEvent{report: failure(err)}
 		return
 	}
 	events <- snapshotEvent{Snapshot: outcome.Snapshot.String(), Done: true}

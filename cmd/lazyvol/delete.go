@@ -15,11 +15,17 @@ import (
 )
 
 func (a *app) snapshotDeleteCommand() *cobra.Command {
-	return &cobra.Command{
+	var retain retention
+	c := &cobra.Command{
 		Use: "delete SNAP...", Short: "Delete snapshots and free what only they used", Args: args(cobra.MinimumNArgs(1)),
 		Long: `Deletes snapshots and frees what only they used. Other snapshots stay whole,
 also those made from them. A pending one is aborted. Volumes and mounts that
-were opened from one before go on reading it; its space is freed after them.`,
+were opened from one before go on reading it; its space is freed after them. One
+that is locked is not deleted.
+
+If --retain or the store's policy ('lazyvol policy') says so, whichever is longer, a
+snapshot goes into the recycle bin first, from where 'lazyvol snapshot restore-deleted'
+brings it back; its space is freed after that, by the next 'lazyvol gc' or delete.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			var ids []manifest.SnapshotID
@@ -34,23 +40,34 @@ were opened from one before go on reading it; its space is freed after them.`,
 			if err != nil {
 				return err
 			}
-			return a.deleteSnapshots(ctx, store, ids)
+			return a.deleteSnapshots(ctx, store, ids, time.Duration(retain))
 		},
 	}
+	c.Flags().Var(&retain, "retain", "keep it in the recycle bin for at least so long: 7d, 12h; 365 days at most")
+	return c
 }
 
-// deleteSnapshots deletes snapshots, prints those that are, and frees what only they
-// used. It goes on with the others when one cannot be deleted.
-func (a *app) deleteSnapshots(ctx context.Context, store *snapshot.Store, ids []manifest.SnapshotID) (failed error) {
+// deleteSnapshots deletes snapshots, into the recycle bin for at least as long as
+// retain or for as long as the store's policy says, prints those that are, and
+// frees what only they used. It goes on with the others when one cannot be deleted.
+func (a *app) deleteSnapshots(ctx context.Context, store *snapshot.Store, ids []manifest.SnapshotID, retain time.Duration) (failed error) {
 	a.sweepSessions(ctx, store)
 	lineages := make(map[manifest.LineageID]bool)
 	for _, id := range ids {
-		if err := store.Delete(ctx, id); err != nil {
+		start := time.Now()
+		until, err := store.Retire(ctx, id, retain)
+		if err == nil || failedJob(err) {
+			a.event(store, store.SnapshotDeleted(id, start, err))
+		}
+		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
 		lineages[id.Lineage] = true
 		fmt.Fprintln(a.stdout, id)
+		if !until.IsZero() {
+			fmt.Fprintf(a.stderr, "%s is in the recycle bin until %s\n", id, until.Local().Format(time.DateTime))
+		}
 	}
 	for lineage := range lineages {
 		r, err := store.Reclaim(ctx, lineage)
@@ -68,8 +85,8 @@ func (a *app) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "gc", Short: "Free what no snapshot uses any more, and show pins", Args: args(cobra.NoArgs),
 		Long: `Frees what no snapshot uses any more, in every lineage: what deletes that were
-interrupted left, and what attempts left whose host was lost. Shows the pins that
-stand, one per line: snapshot, holder, host, age. The pins of a host that is lost
+interrupted left, and what attempts left whose host was lost; and events of more than
+90 days. Shows the pins that stand, one per line: snapshot, holder, host, age. The pins of a host that is lost
 for good are removed by 'lazyvol volume forget'.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
@@ -103,6 +120,8 @@ for good are removed by 'lazyvol volume forget'.`,
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", pin.Snapshot, pin.Holder, pin.Host, pin.Age.Round(time.Second), note)
 				}
 			}
+			expired, bytes, err := store.ExpireEvents(ctx)
+			failed, objects, freed = errors.Join(failed, err), objects+expired, freed+bytes
 			fmt.Fprintf(a.stderr, "freed %s: %d objects removed, %d packs rewritten\n", size(freed), objects, rewritten)
 			return errors.Join(w.Flush(), failed)
 		},

@@ -87,7 +87,7 @@ func (e *export) openSalvage(ctx context.Context, store *snapshot.Store) error {
 	if snapshot.IsDamage(err) {
 		err = nil // and nothing on this host is of a store without an id
 	}
-	e.salvage = volume.OpenSalvage(vfs.OS(), e.state, id)
+	e.salvage = volume.OpenSalvage(vfs.OS(), e.state, id, keyOf(ctx, store))
 	return err
 }
 

@@ -10,7 +10,7 @@ import (
 // filterNames are those that EBS filters snapshots by and that mean something here;
 // "tag:" is followed by a key.
 var filterNames = []string{
-	"description", "encrypted", "progress", "snapshot-id", "start-time", "status", "storage-tier", "tag:", "tag-key", "volume-id", "volume-size",
+	"description", "encrypted", "owner-id", "progress", "snapshot-id", "start-time", "status", "storage-tier", "tag:", "tag-key", "transfer-type", "volume-id", "volume-size",
 }
 
 // filterTime is how EBS writes a time, for start-time.
@@ -33,7 +33,7 @@ func parseFilters(pairs []string) (filters, error) {
 			known = key != ""
 		}
 		if !known {
-			return nil, usageError{fmt.Errorf("there is no filter %q; there are: %s", name, strings.Join(filterNames, ", ")+"KEY")}
+			return nil, usageError{fmt.Errorf("there is no filter %q; there are: %s", name, strings.Replace(strings.Join(filterNames, ", "), "tag:,", "tag:KEY,", 1))}
 		}
 		f[name] = append(f[name], value)
 	}
@@ -60,6 +60,8 @@ func filterValues(s snapshotJSON, name string) (values []string) {
 		return []string{s.Description}
 	case "encrypted":
 		return []string{strconv.FormatBool(s.Encrypted)}
+	case "owner-id":
+		return []string{s.OwnerId}
 	case "progress":
 		return []string{s.Progress}
 	case "snapshot-id":
@@ -69,7 +71,12 @@ func filterValues(s snapshotJSON, name string) (values []string) {
 	case "status":
 		return []string{s.State}
 	case "storage-tier":
-		return []string{"standard"}
+		return []string{s.StorageTier}
+	case "transfer-type":
+		if s.TransferType == "" {
+			return nil
+		}
+		return []string{s.TransferType}
 	case "volume-id":
 		return []string{s.VolumeId}
 	case "volume-size":

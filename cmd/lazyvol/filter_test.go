@@ -47,7 +47,7 @@ func TestFiltersOfOneNameAreAlternativesAndThoseOfSeveralAllHold(t *testing.T) {
 	s := snapshotJSON{
 		SnapshotId: "snap-0123456789abcdef0", VolumeId: "vol-0123456789abcdef0", State: "completed", Progress: "100%",
 		StartTime: time.Date(2026, 11, 22, 20, 0, 0, 0, time.FixedZone("east", 3600)), Description: "before the upgrade",
-		VolumeSize: 8, Tags: []tag{{"env", "prod"}, {"made-by", "timer"}},
+		OwnerId: "team-a", StorageTier: "standard", VolumeSize: 8, Tags: []tag{{"env", "prod"}, {"made-by", "timer"}},
 	}
 	for _, c := range []struct {
 		pairs []string
@@ -64,6 +64,10 @@ func TestFiltersOfOneNameAreAlternativesAndThoseOfSeveralAllHold(t *testing.T) {
 		{[]string{"start-time=2026-11-22T19:*"}, true},
 		{[]string{"start-time=2026-11-22T20:*"}, false},
 		{[]string{"snapshot-id=snap-0123456789abcdef0", "progress=100%", "encrypted=false", "storage-tier=standard"}, true},
+		{[]string{"owner-id=team-?"}, true},
+		{[]string{"owner-id=self"}, false},
+		{[]string{"storage-tier=archive"}, false},
+		{[]string{"transfer-type=*"}, false},
 		{[]string{"tag:env=prod"}, true},
 		{[]string{"tag:env=pr?d"}, true},
 		{[]string{"tag:env=test"}, false},

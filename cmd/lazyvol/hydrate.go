@@ -104,7 +104,7 @@ func (a *app) waitHydrated(ctx context.Context, dir string) error {
 
 // hydrateUnmounted hydrates a volume in this process.
 func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
-	v, err := a.openSettled(ctx, target)
+	v, store, err := a.openSettled(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -140,8 +140,9 @@ func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case full:
-		return v.Full()
+		err = v.Full()
 	}
+	a.noteInitialized(store, v.Record(), err)
 	return err
 }
 

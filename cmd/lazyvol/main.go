@@ -46,13 +46,14 @@ var errInterrupted = errors.New("interrupted")
 
 // run runs one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory}
+	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory, keys: newSecretKeys()}
+	defer app.events.finish()
 	root := app.command()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
@@ -60,7 +61,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		err = context.Cause(ctx)
 	}
 	if !errors.Is(err, errReported) {
-		fmt.Fprintf(stderr, "lazyvol: %v\n", err)
+		printError(stderr, err, wantsJSON(command, args, err))
 	}
 	return exitCode(err)
 }

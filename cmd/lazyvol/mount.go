@@ -126,8 +126,14 @@ func (a *app) globalArgs() []string {
 	if a.storeURL != "" {
 		args = append(args, "--store="+a.storeURL)
 	}
+	if a.owner != "" {
+		args = append(args, "--owner-id="+a.owner)
+	}
 	if a.verbose {
 		args = append(args, "--verbose")
+	}
+	if a.onEvent != os.Getenv(onEventEnv) {
+		args = append(args, "--on-event="+a.onEvent)
 	}
 	return args
 }
@@ -213,7 +219,7 @@ func (a *app) mountSnapshot(ctx context.Context, target, dir string, f *mountFla
 		return err
 	}
 	device.LoadFirstLeaf()
-	d := &daemon{id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
+	d := &daemon{app: a, store: store.Store, id: id.String(), dir: s.dir, device: device, log: log, mountpoint: dir, resumed: make(chan struct{}, 1)}
 	d.trace = tracing{f.trace, store.Store, device, []manifest.SnapshotID{id}, log}
 	err = a.serveMount(ctx, d, f, ready)
 	return errors.Join(err, device.Close())
@@ -229,7 +235,7 @@ func (a *app) mountVolume(ctx context.Context, target, dir string, f *mountFlags
 	if err != nil {
 		return err
 	}
-	d := &daemon{id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1)}
+	d := &daemon{app: a, store: store, id: target, dir: volume.Dir(a.state, manifest.VolumeID(target)), device: v.Device, volume: v, log: log, mountpoint: dir, resumed: make(chan struct{}, 1), unsettled: make(chan struct{}, 1)}
 	if !settled {
 		d.unsettled <- struct{}{}
 	}
@@ -294,12 +300,12 @@ func (a *app) settleFirst(ctx context.Context, v *volume.Volume) (settled bool, 
 }
 
 // openSettled is openVolume and settleFirst.
-func (a *app) openSettled(ctx context.Context, target string) (*volume.Volume, error) {
-	v, _, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
+func (a *app) openSettled(ctx context.Context, target string) (*volume.Volume, *snapshot.Store, error) {
+	v, store, err := a.openVolume(ctx, target, &mountFlags{readDeadline: defaultReadDeadline}, a.log())
 	if err == nil {
 		_, err = a.settleFirst(ctx, v)
 	}
-	return v, err
+	return v, store, err
 }
 
 // openFree opens a volume. One that a short command, such as status, is looking

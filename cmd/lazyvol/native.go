@@ -46,7 +46,7 @@ func takeBack(sessionDir string) (given bool, err error) {
 // not find it busy. Mounted ones stay until they are not. Where it does not work they
 // are only slower. Of a file that no device reads any more it takes the name back.
 func (d *daemon) moveLoops(ctx context.Context) {
-	if d.volume != nil || os.Geteuid() != 0 {
+	if d.volume != nil || d.device.Encrypted() || os.Geteuid() != 0 {
 		return
 	}
 	d.native.Lock()

@@ -17,6 +17,7 @@ func (a *app) snapshotPruneCommand() *cobra.Command {
 	var r snapshot.Retention
 	var tagged []string
 	var dryRun bool
+	var retain retention
 	c := &cobra.Command{
 		Use: "prune --keep-RULE N...", Short: "Delete snapshots by their age", Args: args(cobra.NoArgs),
 		Long: `Deletes all snapshots that no rule keeps, and frees what only they used. --keep-last
@@ -65,7 +66,7 @@ each, and why.`,
 				fmt.Fprintln(a.stderr, "nothing to delete")
 				return nil
 			}
-			return a.deleteSnapshots(ctx, store, ids)
+			return a.deleteSnapshots(ctx, store, ids, time.Duration(retain))
 		},
 	}
 	flags := c.Flags()
@@ -74,6 +75,7 @@ each, and why.`,
 	flags.IntVar(&r.Weekly, "keep-weekly", 0, "keep the newest of each of the last `N` weeks")
 	flags.IntVar(&r.Monthly, "keep-monthly", 0, "keep the newest of each of the last `N` months")
 	flags.StringArrayVar(&tagged, "tag", nil, "look only at snapshots with this tag, `KEY=VALUE` (repeatable)")
+	flags.Var(&retain, "retain", "keep what is deleted in the recycle bin for at least so long: 7d, 12h; 365 days at most")
 	flags.BoolVar(&dryRun, "dry-run", false, "delete nothing, and print what would be")
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -20,7 +21,7 @@ func (a *app) repair(ctx context.Context, store *snapshot.Store, how snapshot.Ch
 	if err != nil {
 		return nil, err
 	}
-	salvage := volume.OpenSalvage(vfs.OS(), a.state, id)
+	salvage := volume.OpenSalvage(vfs.OS(), a.state, id, keyOf(ctx, store))
 	defer func() { err = errors.Join(err, salvage.Close()) }()
 	repaired, err := store.Repair(ctx, snapshot.Repair{
 		Check: how, From: salvage,
@@ -47,4 +48,9 @@ func (a *app) pin(ctx context.Context, store *snapshot.Store, id manifest.Snapsh
 		return nil, errors.Join(err, s.end(context.WithoutCancel(ctx), true))
 	}
 	return func() { a.endSession(ctx, s, &snapshot.Image{Pinned: true}) }, nil
+}
+
+// keyOf returns what gets the keys of a store's lineages.
+func keyOf(ctx context.Context, store *snapshot.Store) func(manifest.LineageID) (*crypt.Key, error) {
+	return func(id manifest.LineageID) (*crypt.Key, error) { return store.Key(ctx, id) }
 }

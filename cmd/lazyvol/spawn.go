@@ -22,7 +22,9 @@ const readyEnv = "LAZYVOL_READY_FD"
 type report struct {
 	Result string `json:"result,omitempty"` // what the command prints on stdout
 	Error  string `json:"error,omitempty"`
-	Code   int    `json:"code,omitempty"`
+	Code   int    `json:"code,omitempty"` // its exit code
+
+	EBSCode string `json:"ebsCode,omitempty"` // "": EBS has none
 }
 
 // spawn runs this program again in the background, in a session of its own,
@@ -78,7 +80,7 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 		}
 	}
 	if rep.Error != "" {
-		return "", codedError{rep.Error, rep.Code}
+		return "", remoteError{rep}
 	}
 	return rep.Result, c.Process.Release()
 }
@@ -117,7 +119,7 @@ func (r *readiness) failed(err error) error {
 	if err == nil || r.pipe == nil {
 		return err
 	}
-	if sendErr := r.send(report{Error: err.Error(), Code: exitCode(err)}); sendErr != nil {
+	if sendErr := r.send(failure(err)); sendErr != nil {
 		return errors.Join(err, sendErr)
 	}
 	return errReported

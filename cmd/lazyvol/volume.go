@@ -12,24 +12,28 @@ import (
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
 	"github.com/lazyvol/lazyvol/volume"
 )
 
 func (a *app) volumeCommand() *cobra.Command {
 	return group("volume", "Make, list and delete volumes of this host",
-		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeDeleteCommand(), a.volumeForgetCommand(),
+		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeResizeCommand(), a.volumeDeleteCommand(), a.volumeForgetCommand(),
 	)
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
-	var from string
+	var from, key string
 	var bytes byteSize
 	c := &cobra.Command{
 		Use: "create", Short: "Make a volume, instantly", Args: args(cobra.NoArgs),
 		Long: `Makes a volume, from a snapshot or blank, and prints its id. No data is read.
 
 What is written to a volume is only on this host until 'lazyvol snapshot create'
-puts it into the store.`,
+puts it into the store.
+
+A volume of a snapshot is encrypted if that is, under the same key. To encrypt what
+is not, or to change the key, copy the snapshot first ('lazyvol snapshot copy --key').`,
 		Example: `  lazyvol volume create --snapshot snap-1a2b3c4d567890abc
   lazyvol volume create --size 10GiB`,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -47,6 +51,9 @@ puts it into the store.`,
 			} else if bytes == 0 {
 				return usageError{errors.New("--size must be more than 0")}
 			}
+			if err := checkKey(key); err != nil {
+				return err
+			}
 			store, err := a.openRemote(ctx, "", commandPatience)
 			if err != nil {
 				return err
@@ -56,7 +63,15 @@ puts it into the store.`,
 				return err
 			}
 			a.removeAbandoned(host)
-			vol, err := createVolume(ctx, host, id, int64(bytes))
+			if id != nil {
+				if err := keyOfSnapshot(ctx, store.Store, *id, key); err != nil {
+					return err
+				}
+			}
+			vol, err := createVolume(ctx, host, id, int64(bytes), key)
+			if err == nil || failedJob(err) {
+				a.event(store.Store, store.VolumeCreated(vol, err))
+			}
 			if err != nil {
 				return err
 			}
@@ -67,7 +82,26 @@ puts it into the store.`,
 	}
 	c.Flags().StringVar(&from, "snapshot", "", "restore this snapshot (`SNAP`)")
 	c.Flags().Var(&bytes, "size", "size of the volume, as 10GiB (default: the snapshot's)")
+	keyFlag(c.Flags(), &key)
 	return c
+}
+
+// keyOfSnapshot refuses a key other than that of the snapshot's lineage: all that is
+// restored from a snapshot shares that.
+func keyOfSnapshot(ctx context.Context, store *snapshot.Store, id manifest.SnapshotID, key string) error {
+	if key == "" {
+		return nil
+	}
+	lineage, err := store.Lineage(ctx, id.Lineage)
+	switch {
+	case err != nil:
+		return err
+	case lineage.Encryption == nil:
+		return refusal{fmt.Errorf("%s is not encrypted: copy it ('lazyvol snapshot copy --key %s'), and restore the copy; --key '' leaves it as it is", id, key)}
+	case lineage.Encryption.KeyURI != key:
+		return refusal{fmt.Errorf("%s is encrypted under %s: to change the key copy it ('lazyvol snapshot copy --key %s'), and restore the copy", id, lineage.Encryption.KeyURI, key)}
+	}
+	return nil
 }
 
 // removeAbandoned removes what is left of volumes whose creation or deletion was
@@ -80,10 +114,10 @@ func (a *app) removeAbandoned(host *volume.Host) {
 
 // createVolume makes a volume, again if another command took its folder for an
 // abandoned one's before it had a record.
-func createVolume(ctx context.Context, host *volume.Host, from *manifest.SnapshotID, size int64) (manifest.VolumeID, error) {
+func createVolume(ctx context.Context, host *volume.Host, from *manifest.SnapshotID, size int64, key string) (manifest.VolumeID, error) {
 	const tries = 4
 	for try := 1; ; try++ {
-		vol, err := host.Create(ctx, from, size, manifest.DefaultBlockSize)
+		vol, err := host.Create(ctx, from, size, manifest.DefaultBlockSize, key)
 		if try == tries || !isAny(err, volume.ErrInUse, volume.ErrNotFound) {
 			return vol, err
 		}

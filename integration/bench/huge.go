@@ -179,7 +179,7 @@ func (r *turn) packOfImage(id manifest.SnapshotID) ([]byte, []manifest.Ref, erro
 		return nil, nil, err
 	}
 	defer f.Close()
-	builder := blockstore.NewPackBuilder(id, 0, r.stored.size)
+	builder := blockstore.NewPackBuilder(id, 0, r.stored.size, nil)
 	var compressor blockstore.Compressor
 	block, room := make([]byte, r.stored.size), make([]byte, r.stored.size)
 	for _, number := range r.stored.blocks[:min(blocks, len(r.stored.blocks))] {

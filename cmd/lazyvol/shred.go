@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/lazyvol/lazyvol/manifest"
+)
+
+func (a *app) keyShredCommand() *cobra.Command {
+	var yes, inUse bool
+	c := &cobra.Command{
+		Use: "shred LINEAGE|SNAP", Short: "Destroy the key of an encrypted lineage, and so all of its snapshots", Args: args(cobra.ExactArgs(1)),
+		Long: `Destroys the wrapped data key of an encrypted lineage in the store. After that
+nobody can read any of its snapshots again, and 'lazyvol gc' frees their space. It
+cannot be undone. The lineage is the first 8 digits of its snapshots' ids.
+
+Refused while a snapshot of it is locked, or pinned by a volume or a mount: a volume
+keeps a copy of the wrapped key on its host until it is deleted. A bucket that keeps
+former versions of objects keeps that of the wrapped key, too.`,
+		Example: "  lazyvol key shred 1a2b3c4d",
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := parseLineage(args[0])
+			if err != nil {
+				return err
+			}
+			store, err := a.openStore(c.Context(), "", commandPatience)
+			if err != nil {
+				return err
+			}
+			if !yes {
+				if err := a.confirmShred(id); err != nil {
+					return err
+				}
+			}
+			if err := store.Shred(c.Context(), id, inUse); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "the key of lineage %s is destroyed; 'lazyvol gc' frees what it took\n", id)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&inUse, "in-use", false, "also while volumes or mounts have a snapshot of it in use")
+	return c
+}
+
+func parseLineage(s string) (manifest.LineageID, error) {
+	if strings.HasPrefix(s, "snap-") {
+		id, err := parseSnapshot(s)
+		return id.Lineage, err
+	}
+	id, err := manifest.ParseLineageID(s)
+	if err != nil {
+		return id, usageError{err}
+	}
+	return id, nil
+}
+
+// confirmShred asks a person.
+func (a *app) confirmShred(id manifest.LineageID) error {
+	in, terminal := a.stdin.(interface{ Fd() uintptr })
+	if !terminal || !term.IsTerminal(int(in.Fd())) {
+		return usageError{errors.New("there is nobody to ask: give --yes")}
+	}
+	fmt.Fprintf(a.stderr, "This destroys all snapshots of lineage %s for ever. Type %s to go on: ", id, id)
+	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if strings.TrimSpace(line) != id.String() {
+		return refusal{errors.New("not confirmed; nothing was changed")}
+	}
+	return nil
+}

@@ -447,3 +447,67 @@ func killInSet(t *testing.T, victim, at string, answered bool) {
 		mounts[i].equals(disks[i])
 	}
 }
+
+// Filesystems are frozen for the cut, all of them, and whatever comes of it thawed.
+func TestSetThawsWhatItHasFrozen(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	var vols, dirs []string
+	for range 2 {
+		vol, _, dir := h.newFilesystem("ext4")
+		vols, dirs = append(vols, vol), append(dirs, dir)
+	}
+	write := func() {
+		t.Helper()
+		for _, dir := range dirs { // waits while it is frozen
+			if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write()
+	h.fails(1, []string{"/proc"}, "snapshot", "create", vols[0], vols[1], "--freeze", dirs[0], "--freeze", "/proc")
+	write()
+	h.fails(1, []string{"busy"}, "snapshot", "create", vols[0], vols[1], "--freeze", dirs[0], "--freeze", dirs[0])
+	write()
+	set, _ := h.createSet(vols[0], vols[1], "--freeze", dirs[0], "--freeze", dirs[1])
+	write()
+	other := newHost(t, h.store)
+	for _, snap := range set {
+		device := other.attach(snap) // read-only: nothing to replay
+		tool(t, "e2fsck", "-f", "-n", device)
+		if data, err := os.ReadFile(filepath.Join(mountFS(t, device, "ro,noload"), "file")); string(data) != "content" {
+			t.Errorf("%s: %q, %v", snap, data, err)
+		}
+	}
+}
+
+// Interrupted, nothing is left of a set but the changes.
+func TestInterruptedSetGivesTheChangesBack(t *testing.T) {
+	t.Parallel()
+	s, gate := newGatedStore(t)
+	h := newHost(t, s)
+	var vols []string
+	for range 2 {
+		vols = append(vols, h.ok("volume", "create", "--size", "4MiB"))
+	}
+	m := h.mount(vols[0])
+	want := append(randomBytes(1, mib), make([]byte, 3*mib)...)
+	m.write(want[:mib], 0)
+	gate.close(requests, puts("data"))
+	making := h.begin("snapshot", "create", vols[0], vols[1])
+	gate.waitHolding(t)
+	making.signal(syscall.SIGINT)
+	if r := making.wait(); r.code != 130 || r.stdout != "" {
+		t.Errorf("interrupted: %s", r)
+	}
+	gate.open()
+	m.equals(want)
+	for _, s := range h.list("--all") {
+		if s.State != "error" {
+			t.Errorf("left: %+v", s)
+		}
+	}
+	set, _ := h.createSet(vols...)
+	sameBytes(t, set[0], h.exported(set[0]), want)
+}

@@ -89,16 +89,6 @@ func storeIn(objects blockstore.Store) *snapshot.Store {
 	return s
 }
 
-// encrypted reports whether the lineage is.
-func (w *world) encrypted() bool {
-	w.t.Helper()
-	record, err := w.reopen().Lineage(w.ctx, w.lineage)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return record.Encryption != nil
-}
-
 // in returns the world for another test, with nothing amiss.
 func (w *world) in(t testing.TB) *world {
 	faults := blockstoretest.NewFaulty(w.faults)

@@ -28,8 +28,7 @@ type secret struct {
 	found   []string
 }
 
-// add makes bytes secret, but for windows of which most are one byte, and the
-// checksums that a plain layer has of their pages.
+// add makes bytes secret, but for windows of which most are one byte.
 func (s *secret) add(what string, p []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,7 +112,6 @@ func TestNothingOfAnEncryptedVolumeIsInClear(t *testing.T) {
 			s.add(fmt.Sprint("write ", seed), p)
 			w.write(v, p, off)
 			copy(data[off:], p)
-			// Of blocks that change only in part there are hashes, and checksums of pages.
 			first, end := off/blockSize*blockSize, min((off+int64(n)+blockSize-1)/blockSize*blockSize, int64(len(data)))
 			for at := first; at < end; at += blockSize {
 				block := make([]byte, blockSize)
@@ -172,7 +170,7 @@ func TestNothingOfAnEncryptedVolumeIsInClear(t *testing.T) {
 		w.must(r.Close())
 		return s
 	}
-	for name, w := range map[string]*world{"in memory": newEncryptedWorld(t), "in a folder": newEncryptedRealWorld2(t)} {
+	for name, w := range map[string]*world{"in memory": newEncryptedWorld(t), "in a folder": worldInAFolder(t)} {
 		s := live(w)
 		for _, found := range s.found {
 			t.Errorf("%s: %s", name, found)
@@ -196,8 +194,8 @@ func TestNothingOfAnEncryptedVolumeIsInClear(t *testing.T) {
 	}
 }
 
-// newEncryptedRealWorld2 is newEncryptedRealWorld, whose process the test ends itself.
-func newEncryptedRealWorld2(t testing.TB) *world {
+// worldInAFolder is newEncryptedRealWorld, whose process the test ends itself.
+func worldInAFolder(t testing.TB) *world {
 	t.Helper()
 	w := &world{tester: t, key: "toy"}
 	w.begin(vfs.OS(), t.TempDir())
@@ -487,10 +485,11 @@ func TestPagesOfAVolumeAreSealedAnewEachTime(t *testing.T) {
 		p.Seal(dst, seal, 0, page, s)
 		return string(dst)
 	}
-	if sealed(basePages(key, id)) != sealed(basePages(key, id)) {
+	first, second := basePages(key, id), basePages(key, id)
+	if sealed(first) != sealed(second) {
 		t.Error("two processes seal a page of one base differently")
 	}
-	if sealed(basePages(key, id)) == sealed(basePages(key, other)) {
+	if sealed(first) == sealed(basePages(key, other)) {
 		t.Error("two bases, which have different pages, are sealed under one key")
 	}
 }

@@ -3,6 +3,7 @@ package blockstore_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,10 +45,16 @@ func TestSealedPackHasNothingInClear(t *testing.T) {
 			t.Errorf("slot %d: its hash is in clear", i)
 		}
 	}
-	table := plain.object[32:sealedTableEnd(plain)] // behind the header: whose it is may be known, as the key says it
-	for off := 0; off+16 <= len(table); off += 8 {
-		if bytes.Contains(p.object, table[off:off+16]) {
-			t.Fatalf("the slot table is in clear, at %d", off)
+	table, err := blockstore.ReadSlotTable(t.Context(), p.store, packOwner, 1, p.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, slot := range table.Slots { // as a table in clear has it
+		entry := binary.LittleEndian.AppendUint64(nil, uint64(slot.Block))
+		entry = binary.LittleEndian.AppendUint32(entry, slot.Offset)
+		entry = binary.LittleEndian.AppendUint32(entry, slot.Length)
+		if bytes.Contains(p.object, entry) {
+			t.Errorf("slot %d: its entry in the table is in clear", i)
 		}
 	}
 	again := newTestPack(t, blockstore.NewMem(), p.data, 1, 12)
@@ -156,8 +163,12 @@ func TestForgedSlotTableIsCorrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	rewritten := p.get(t)
+	const header = 32                                            // in clear: whose pack it is, and how many slots it has
+	other := newTestPack(t, blockstore.NewMem(), key, 1|1<<5, 5) // of another number
 	forged := map[string][]byte{
-		"the table of the rewrite": append(slices.Clone(rewritten[:end]), p.object[end:]...),
+		"the table of the rewrite":          append(slices.Clone(rewritten[:end]), p.object[end:]...),
+		"the table of another pack":         append(slices.Clone(p.object[:header]), other.object[header:]...),
+		"another pack under its own header": other.object,
 	}
 	for at := range end - manifest.ChecksumLen {
 		object := slices.Clone(p.object)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -333,6 +335,52 @@ func TestKeyOnceHadIsKept(t *testing.T) {
 	}
 }
 
+// Nor can it take back that it has recorded a lineage as encrypted, before the first
+// block is sent there.
+func TestLineageThatWasJustMadeStaysEncrypted(t *testing.T) {
+	from := newWorld(t)
+	source := from.create(nil, nil, newDevice(leafBytes).tiny(77, 1, 2))
+	c := &copier{from: from, to: newSealedWorld(t, blockstore.NewMem(), ""), key: "a"}
+	deny := func() {
+		for key, data := range c.to.contents() {
+			if !strings.HasPrefix(key, "lineages/") {
+				continue
+			}
+			record, err := manifest.DecodeRecord[manifest.LineageRecord](data)
+			if err != nil {
+				t.Error(err)
+			}
+			record.Encryption = nil
+			c.to.put(key, record)
+		}
+	}
+	denied := &denying{Store: c.to.faults, deny: deny}
+	c.to.store = storeIn(denied)
+	made, err := c.run(t.Context(), source.ID())
+	if c.to.mentions("seed 77") {
+		t.Errorf("%s is in clear (%v)", made, err)
+	}
+	if denied.times == 0 {
+		t.Error("nothing was denied")
+	}
+}
+
+// A denying store says, as soon as a lineage's record was put, that it is not encrypted.
+type denying struct {
+	blockstore.Store
+	deny  func()
+	times int
+}
+
+func (d *denying) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
+	etag, err := d.Store.Put(ctx, key, data, c)
+	if strings.HasPrefix(key, "lineages/") {
+		d.times++
+		d.deny()
+	}
+	return etag, err
+}
+
 // The wrapped key of a lineage is bound to it: in another's record it opens nothing.
 func TestWrappedKeyOfAnotherLineageIsRefused(t *testing.T) {
 	w := newEncryptedWorld(t)
@@ -473,8 +521,8 @@ func TestKeyIsUnwrappedOnce(t *testing.T) {
 		}
 		w.mustHold(img, d)
 	}
-	if keys.unwraps != 1 {
-		t.Errorf("it was asked %d times", keys.unwraps)
+	if n := keys.unwraps.Load(); n != 1 {
+		t.Errorf("it was asked %d times", n)
 	}
 	// Nor does a failure stick.
 	keys = &countingKeys{Keys: toyKeys{}, fail: crypt.ErrKeyUnavailable}
@@ -489,15 +537,15 @@ func TestKeyIsUnwrappedOnce(t *testing.T) {
 	}
 }
 
-// countingKeys count, one call at a time, how often a key is unwrapped.
+// countingKeys count how often a key is unwrapped.
 type countingKeys struct {
 	snapshot.Keys
 	fail    error
-	unwraps int
+	unwraps atomic.Int64
 }
 
 func (k *countingKeys) Unwrap(ctx context.Context, uri string, wrapped []byte, lineage string) ([]byte, error) {
-	k.unwraps++
+	k.unwraps.Add(1)
 	if k.fail != nil {
 		return nil, k.fail
 	}
@@ -511,7 +559,7 @@ func TestRetriedUploadPutsTheSameBytes(t *testing.T) {
 	d := newDevice(leafBytes).random(1, span(0, 4)...)
 	puts := make(map[string][][]byte)
 	w.faults.Inject(blockstoretest.Rule{Op: blockstoretest.OpPut, Prefix: "data/", Times: 3}, blockstoretest.Fault{LoseReply: true})
-	s := storeIn(blockstore.Retry(recordedPuts{w.faults, puts}, blockstore.RetryPolicy{Base: 1, Max: 1}))
+	s := storeIn(blockstore.Retry(&recordedPuts{Store: w.faults, puts: puts}, blockstore.RetryPolicy{Base: 1, Max: 1}))
 	outcome, err := s.Create(w.ctx, w.plan(nil, d), d.since(nil), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -529,15 +577,18 @@ func TestRetriedUploadPutsTheSameBytes(t *testing.T) {
 	}
 }
 
-// recordedPuts records what is put below data/, one call at a time.
+// recordedPuts records what is put below data/.
 type recordedPuts struct {
 	blockstore.Store
+	mu   sync.Mutex // guards puts
 	puts map[string][][]byte
 }
 
-func (r recordedPuts) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
+func (r *recordedPuts) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (string, error) {
 	if strings.HasPrefix(key, "data/") {
+		r.mu.Lock()
 		r.puts[key] = append(r.puts[key], bytes.Clone(data))
+		r.mu.Unlock()
 	}
 	return r.Store.Put(ctx, key, data, c)
 }

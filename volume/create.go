@@ -146,9 +146,6 @@ func (h *Host) createFrom(ctx context.Context, r *Record) error {
 	if err != nil {
 		return err
 	}
-	if (lineage.Encryption == nil) != (img.Key() == nil) {
-		return fmt.Errorf("%w: the record of lineage %s does not say how %s is encrypted", manifest.ErrCorrupt, r.Lineage, img.ID())
-	}
 	r.Encryption, r.RootHash = lineage.Encryption, img.Outcome.RootHash
 	return saveRoot(h.mustKeep(), Dir(h.State, r.ID), img)
 }

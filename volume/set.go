@@ -20,6 +20,9 @@ const holdLimit = time.Second
 // is of another moment than the rest of its set.
 var ErrResumed = errors.New("its writers were held for too long and went on")
 
+// errOrder: a member was told to do something before, or instead of, something else.
+var errOrder = errors.New("a member of a set was told to do things in another order")
+
 // A Member is a volume's part in a set: snapshots of several volumes that are cut
 // at one moment, and are all committed or none. Whoever makes the set calls, of
 // each member, Ready; when all are ready, Hold; when all are held, Cut; when all
@@ -35,6 +38,7 @@ type Member struct {
 	set manifest.SetID
 
 	ready    bool // v.making is held
+	sealed   bool // by Cut, and not uploaded
 	next     *cache.WriteLayer
 	geometry manifest.Geometry // at the cut; v.sizing is held while there is next
 
@@ -59,6 +63,9 @@ func (v *Volume) Join(set manifest.SetID) (*Member, error) {
 
 // Ready does what can be done before writers are held, and may take a while.
 func (m *Member) Ready(ctx context.Context) error {
+	if m.ready {
+		return errOrder
+	}
 	v := m.v
 	v.making.Lock() // waits for a Settle
 	m.ready = true
@@ -80,6 +87,9 @@ func (m *Member) Ready(ctx context.Context) error {
 // Hold returns when no write is under way, and none begins: those that come wait
 // until Release, or for a second.
 func (m *Member) Hold() error {
+	if m.next == nil || m.limit != nil {
+		return errOrder
+	}
 	v := m.v
 	v.fill.Lock()
 	begin := time.Now()
@@ -95,13 +105,16 @@ func (m *Member) Hold() error {
 func (m *Member) Cut() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.held {
+	switch {
+	case m.next == nil || m.limit == nil:
+		return errOrder
+	case !m.held:
 		return fmt.Errorf("%w: %s", ErrResumed, m.v.name)
 	}
 	now := m.v.view.acquire()
 	defer now.release()
 	m.v.view.replace(newView(m.next, now.open, now.image))
-	m.next = nil
+	m.next, m.sealed = nil, true
 	m.v.sizing.Unlock()
 	return nil
 }
@@ -133,6 +146,10 @@ func (m *Member) resume() bool {
 // the set's is to list it. o.Cut is called as for Snapshot. Until Finish the
 // snapshot stays pending.
 func (m *Member) Upload(ctx context.Context, o SnapshotOptions) (manifest.Outcome, error) {
+	if !m.sealed {
+		return manifest.Outcome{}, errOrder
+	}
+	m.sealed = false
 	told := o.Cut
 	o.set = m.set
 	o.Cut = func(attempt *snapshot.Attempt) {

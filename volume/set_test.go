@@ -213,7 +213,7 @@ func TestHeldWritersResumeByThemselvesAndTheSetIsNot(t *testing.T) {
 			if took := time.Since(begin); took < holdLimit {
 				t.Errorf("a write waited for %v only", took)
 			}
-			if err := members[0].Cut(); !errors.Is(err, ErrResumed) {
+			if err := members[0].Cut(); !cut && !errors.Is(err, ErrResumed) {
 				t.Errorf("cut of a volume that went on: %v", err)
 			}
 			if _, err := members[0].Release(); !errors.Is(err, ErrResumed) {
@@ -223,6 +223,39 @@ func TestHeldWritersResumeByThemselvesAndTheSetIsNot(t *testing.T) {
 			w.equal(a.Device, append(noise(pageSize, 3), make([]byte, blockSize-pageSize)...), "after the set")
 		})
 	}
+}
+
+// Orders that come otherwise than they should are refused, and the volume is as
+// before.
+func TestMemberRefusesOrdersOutOfOrder(t *testing.T) {
+	t.Parallel()
+	w, a, _, members := newPair(t)
+	m := members[0]
+	w.write(a, noise(pageSize, 1), 0)
+	refuses := func(what string, do func() error) {
+		t.Helper()
+		if err := do(); !errors.Is(err, errOrder) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	upload := func() error {
+		_, err := m.Upload(w.ctx, SnapshotOptions{})
+		return err
+	}
+	refuses("ready twice", func() error { return m.Ready(w.ctx) })
+	refuses("cut before hold", m.Cut)
+	refuses("upload before cut", upload)
+	w.must(m.Hold())
+	refuses("hold twice", m.Hold)
+	w.must(m.Cut())
+	refuses("cut twice", m.Cut)
+	_, err := m.Release()
+	w.must(err)
+	refuses("hold after release", m.Hold)
+	w.must(upload())
+	refuses("upload twice", upload)
+	w.finishAll(members...)
+	w.equal(a.Device, append(noise(pageSize, 1), make([]byte, blockSize-pageSize)...), "after the set")
 }
 
 // A member that fails, or whose coordinator goes without a word, takes the others

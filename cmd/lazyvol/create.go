@@ -6,14 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -287,32 +285,6 @@ func refuseMounted(path string, frozen bool) error {
 		return err
 	}
 	return refusal{fmt.Errorf("%s is mounted for writing on %s: unmount it, or freeze it with --freeze %s", path, mountpoint, mountpoint)}
-}
-
-// freeze freezes the filesystem mounted on dir until thaw is called; thaw may be
-// called again.
-func freeze(dir string) (thaw func() error, err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("freeze: %w", err)
-	}
-	// FIFREEZE and FITHAW of linux/fs.h, which x/sys does not have.
-	const fiFreeze, fiThaw = 0xc0045877, 0xc0045878
-	if err := unix.IoctlSetInt(int(f.Fd()), fiFreeze, 0); err != nil {
-		return nil, errors.Join(fmt.Errorf("freeze %s: %w", dir, err), f.Close())
-	}
-	frozen := true
-	return func() error {
-		if !frozen {
-			return nil
-		}
-		frozen = false
-		err := unix.IoctlSetInt(int(f.Fd()), fiThaw, 0)
-		if err != nil {
-			err = fmt.Errorf("thaw %s: %w", dir, err)
-		}
-		return errors.Join(err, f.Close())
-	}, nil
 }
 
 // createFromVolume snapshots a volume: through its daemon if it is mounted.

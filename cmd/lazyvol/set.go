@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -412,46 +409,4 @@ func (c *coordinator) members() (members []snapshot.SetMember, begun bool) {
 		begun = begun || !s.snapshot.IsZero()
 	}
 	return members, begun
-}
-
-// freezeAll freezes the filesystems mounted on some folders until thaw is called,
-// which may be called again.
-func (a *app) freezeAll(dirs []string) (thaw func() error, err error) {
-	var thaws []func() error
-	thaw = func() (err error) {
-		for _, thaw := range slices.Backward(thaws) {
-			err = errors.Join(err, thaw())
-		}
-		return err
-	}
-	for _, dir := range dirs {
-		err := a.refuseOwn(dir)
-		if err == nil {
-			var one func() error
-			if one, err = freeze(dir); err == nil {
-				thaws = append(thaws, one)
-			}
-		}
-		if err != nil {
-			return nil, errors.Join(err, thaw())
-		}
-	}
-	return thaw, nil
-}
-
-// refuseOwn refuses to freeze the filesystem that has the state directory: who
-// makes the snapshot would wait for itself.
-func (a *app) refuseOwn(dir string) error {
-	var theirs, ours unix.Stat_t
-	if err := unix.Stat(dir, &theirs); err != nil {
-		return fmt.Errorf("freeze %s: %w", dir, err)
-	}
-	err := unix.Stat(a.state, &ours)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("freeze %s: look at the state directory: %w", dir, err)
-	}
-	if err == nil && theirs.Dev == ours.Dev {
-		return refusal{fmt.Errorf("freeze %s: the state directory %s is on the same filesystem, and could not be written to", dir, a.state)}
-	}
-	return nil
 }

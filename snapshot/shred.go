@@ -38,6 +38,8 @@ func (s *Store) shred(ctx context.Context, id manifest.LineageID, pinned bool) e
 		return fmt.Errorf("%w: the store has no such lineage", ErrNotFound)
 	case err != nil:
 		return err
+	case record.ID != id:
+		return fmt.Errorf("%w: its record is that of %s", manifest.ErrCorrupt, record.ID)
 	case record.Encryption == nil:
 		return ErrNotEncrypted
 	case record.Encryption.Shredded:

@@ -314,6 +314,7 @@ func TestLookupAllocatesNothing(t *testing.T) { plainAndEncrypted(t, testLookupA
 
 func testLookupAllocatesNothing(t *testing.T, key *crypt.Key) {
 	w := newWriteLayerAt(t, filepath.Join(t.TempDir(), "w"), mib, key)
+	pooled := racing && key != nil // what is encrypted goes through buffers of a pool
 	p := fill('a', page)
 	must(t, w.WriteAt(p, 0))
 	if n := testing.AllocsPerRun(100, func() {
@@ -321,14 +322,14 @@ func testLookupAllocatesNothing(t *testing.T, key *crypt.Key) {
 		w.Run(0, 100)
 		must(t, w.ReadAt(p, 0))
 		must(t, w.WriteAt(p, 0))
-	}); n != 0 {
+	}); n != 0 && !pooled {
 		t.Errorf("%v allocations", n)
 	}
 	at := int64(0)
 	if n := testing.AllocsPerRun(100, func() {
 		at++
 		must(t, w.WriteAt(p, at*page))
-	}); n != 0 {
+	}); n != 0 && !pooled {
 		t.Errorf("%v allocations in a write that marks", n)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
@@ -215,22 +216,30 @@ func TestLeavesOfAKilledCopyAreNotTakenForThoseOfTheNext(t *testing.T) {
 
 // What is in the store is not fetched again, nor sent.
 func TestResumedCopyFetchesOnlyWhatIsMissing(t *testing.T) {
-	from := newWorld(t)
+	c := newCopier(t)
 	whole := threePacks()
-	source := from.create(nil, nil, whole)
-	objects := &mortalStore{Store: blockstore.NewMem(), lives: 2, puts: make(map[string]int), fate: func() bool { return false }}
-	c := &copier{from: from, to: newWorldIn(t, objects)}
-	if _, err := c.run(t.Context(), source.ID()); !errors.Is(err, errKilled) {
+	source := c.from.create(nil, nil, whole)
+	packs := func() int { return len(c.to.objects(manifest.DataPrefix(c.record.Snapshot) + "packs/")) }
+	last := blockstoretest.Rule{Op: blockstoretest.OpPut, Match: func(call blockstoretest.Call) bool { return strings.HasSuffix(call.Keys[0], "/packs/00000002") }}
+	c.to.faults.Inject(last, blockstoretest.Fault{Err: blockstore.ErrUnavailable, Before: func(ctx context.Context, _ blockstoretest.Call) {
+		for packs() < 2 && ctx.Err() == nil {
+			time.Sleep(time.Millisecond) // those before it are on their way
+		}
+	}})
+	if _, err := c.run(t.Context(), source.ID()); !errors.Is(err, blockstore.ErrUnavailable) {
 		t.Fatal(err)
 	}
+	c.to.faults.Heal()
 	began := c.record.Snapshot
-	objects.rise(-1, nil)
-	from.faults.Reset()
+	if n := packs(); n != 2 {
+		t.Fatalf("%d packs are there", n)
+	}
+	c.from.faults.Reset()
 	made := c.copy(source.ID())
 	if made.ID() != began {
 		t.Errorf("%s instead of %s", made.ID(), began)
 	}
-	if n := from.asked(blockstoretest.OpReadRange, "/packs/"); n > 2 { // of 550 blocks, 512 are there
+	if n := c.from.asked(blockstoretest.OpReadRange, "/packs/"); n > 2 { // of 550 blocks, 512 are there
 		t.Errorf("%d requests for blocks", n)
 	}
 	c.to.wantNone("progress/")

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,14 @@ func (s *Store) Key(ctx context.Context, id manifest.LineageID) (*crypt.Key, err
 func (s *Store) Recall(record manifest.LineageRecord) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if read, ok := s.lineages[record.ID]; ok && !sameKey(read.Encryption, record.Encryption) {
+		delete(s.dataKeys, record.ID) // what the store said
+	}
 	s.lineages[record.ID] = record
+}
+
+func sameKey(a, b *manifest.Encryption) bool {
+	return (a == nil) == (b == nil) && (a == nil || bytes.Equal(a.WrappedKey, b.WrappedKey))
 }
 
 // keyOf is Key of a lineage whose record is at hand.

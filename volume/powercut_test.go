@@ -18,7 +18,7 @@ import (
 
 var (
 	oneSeed   = flag.Int64("seed", -1, "run the ordeal of this seed alone, and with -v tell each of its calls")
-	ordeals   = flag.Int("ordeals", 4000, "how many ordeals TestPowerCutSchedules runs")
+	ordeals   = flag.Int("ordeals", 3000, "how many ordeals TestPowerCutSchedules runs")
 	ordealFor = flag.Duration("for", 20*time.Minute, "with LAZYVOL_STRESS=1, for how long it runs them instead")
 )
 

@@ -66,7 +66,7 @@ func TestVolumeMayBeLargerThanItsSnapshot(t *testing.T) {
 	h := newHost(t, nil)
 	disk := randomBytes(1, 5*mib+512) // ends within a block, and within a page
 	snap := h.ok("snapshot", "create", h.image(disk))
-	h.fails(2, []string{"smaller"}, "volume", "create", "--snapshot", snap, "--size", "1MiB")
+	h.fails(4, []string{"smaller"}, "volume", "create", "--snapshot", snap, "--size", "1MiB")
 	vol := h.ok("volume", "create", "--snapshot", snap, "--size", "13MiB")
 	disk = append(disk, make([]byte, 13*mib-len(disk))...)
 

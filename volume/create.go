@@ -16,8 +16,12 @@ import (
 // MaxSize bounds a volume, in bytes: EBS's largest. Snapshots may be larger.
 const MaxSize = cache.MaxWriteLayerSize
 
-// ErrSize: the size asked for is not one a volume can have.
-var ErrSize = errors.New("invalid size")
+// ErrSize: the size asked for is not one a volume can have. ErrTooSmall: it is smaller
+// than the snapshot.
+var (
+	ErrSize     = errors.New("invalid size")
+	ErrTooSmall = errors.New("the size is smaller than the snapshot's")
+)
 
 // Create makes a volume: from a committed snapshot, or blank if that is nil. A
 // size of 0 is the snapshot's; larger is zeros at the end. blockSize, in bytes,
@@ -136,7 +140,7 @@ func (h *Host) createFrom(ctx context.Context, r *Record) error {
 	case r.Size == 0:
 		r.Size = g.Size
 	case r.Size < g.Size:
-		return fmt.Errorf("%w: %d is smaller than the snapshot's %d", ErrSize, r.Size, g.Size)
+		return fmt.Errorf("%w: %d bytes instead of %d", ErrTooSmall, r.Size, g.Size)
 	}
 	if r.Size > MaxSize {
 		return fmt.Errorf("%w: the snapshot's %d bytes are more than a volume can have (%d)", ErrSize, r.Size, int64(MaxSize))

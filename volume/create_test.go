@@ -72,7 +72,7 @@ func TestCreateRefuses(t *testing.T) {
 		"half a sector":          {nil, 100, blockSize, ErrSize},
 		"a negative size":        {nil, -512, blockSize, ErrSize},
 		"more than a volume has": {nil, MaxSize + 512, blockSize, ErrSize},
-		"smaller than its snap":  {&id, blockSize, 0, ErrSize},
+		"smaller than its snap":  {&id, blockSize, 0, ErrTooSmall},
 		"an odd block size":      {nil, 512, 1000, nil},
 		"an unknown snapshot":    {&unknown, 0, 0, snapshot.ErrNotFound},
 	} {

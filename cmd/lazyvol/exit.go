@@ -98,6 +98,7 @@ var verdicts = []verdict{
 	{manifest.ErrOwner, "InvalidParameterValue", exitUsage},
 	{errCombination, "InvalidParameterCombination", exitUsage},
 	{volume.ErrSize, "InvalidParameterValue", exitUsage},
+	{volume.ErrTooSmall, "InvalidParameterValue", exitRefused},
 	{crypt.ErrKeyURI, "ValidationException: INVALID_CUSTOMER_KEY", exitUsage},
 	{errUsage, "", exitUsage},
 	{manifest.ErrID, "", exitUsage},

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,9 +70,11 @@ read, and the rest follows in the background.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 2 usage, 3 not found, 4 refused by state (in use, pending, exists), 130 interrupted.`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		Example: `  lazyvol snapshot create disk.img
+  lazyvol mount snap-1a2b3c4d567890abc /mnt/old
+  lazyvol unmount /mnt/old`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			return errors.Join(a.boundMemory(c.Flags().Changed("memory")), a.resolve())
 		},
@@ -80,12 +83,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 			if len(args) == 0 {
 				return c.Help()
 			}
-			return usageError{fmt.Errorf("unknown command %q; see 'lazyvol --help'", args[0])}
+			return unknownCommand(c, args[0])
 		},
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())}
-	})
+	root.SetFlagErrorFunc(badFlag)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.storeURL, "store", os.Getenv("LAZYVOL_STORE"), "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
 	flags.StringVar(&a.state, "state", os.Getenv("LAZYVOL_STATE"), "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
@@ -96,8 +97,9 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	flags.StringVar(&a.onEvent, "on-event", os.Getenv(onEventEnv), "hand each event of this command, or of the daemon that it starts, to this shell `command`: EBS's JSON on stdin ("+onEventEnv+")")
 	root.AddCommand(
 		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.unmountCommand(),
-		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.versionCommand(),
+		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.completionCommand(), a.manCommand(), a.versionCommand(),
 	)
+	a.complete(root)
 	return root
 }
 
@@ -117,9 +119,14 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 		if len(args) == 0 {
 			return usageError{fmt.Errorf("'%s' needs a command; see '%s --help'", c.CommandPath(), c.CommandPath())}
 		}
-		return usageError{fmt.Errorf("unknown command %q for %q; see '%s --help'", args[0], c.CommandPath(), c.CommandPath())}
+		return unknownCommand(c, args[0])
 	}}
 	c.AddCommand(commands...)
+	for _, sub := range commands { // the first of each
+		example, _, _ := strings.Cut(sub.Example, "\n")
+		c.Example += example + "\n"
+	}
+	c.Example = strings.TrimSuffix(c.Example, "\n")
 	return c
 }
 

@@ -34,6 +34,8 @@ func (a *app) attachCommand() *cobra.Command {
 with direct I/O to it. Prints the device. Attaching again prints the same device.
 Once all of a snapshot is on this host its device reads the local file, as fast as
 any, and does not need the daemon.`,
+		Example: `  lazyvol attach vol-0123456789abcdef0
+  lazyvol attach --no-hydrate snap-1a2b3c4d567890abc`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("attach needs root: loop devices are the kernel's")
@@ -146,6 +148,8 @@ func (a *app) detachCommand() *cobra.Command {
 		Use: "detach /dev/loopN|SNAP|VOL", Short: "Undo attach", Args: args(cobra.ExactArgs(1)),
 		Long: `Detaches a loop device and unmounts what attach mounted for it. A device that is
 in use is refused.`,
+		Example: `  lazyvol detach /dev/loop0
+  lazyvol detach vol-0123456789abcdef0`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.detach(c.Context(), args[0])
 		},

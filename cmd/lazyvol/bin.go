@@ -37,7 +37,8 @@ and nothing else; volumes and mounts that were opened from one before go on.
 
 Nothing is deleted out of the bin by hand, as in EBS. To free space sooner, restore the
 snapshot, take the rule out of the store's policy, and delete it again.`,
-		RunE: func(c *cobra.Command, _ []string) error { return a.listBin(c.Context(), asJSON) },
+		Example: "  lazyvol snapshot list-bin",
+		RunE:    func(c *cobra.Command, _ []string) error { return a.listBin(c.Context(), asJSON) },
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
@@ -82,6 +83,7 @@ func (a *app) snapshotRestoreDeletedCommand() *cobra.Command {
 		Long: `Brings snapshots back from the recycle bin, as they were: with their tags, and
 shared with the same accounts. Once a 'gc' or a delete has found the time of one over,
 nothing brings it back.`,
+		Example: "  lazyvol snapshot restore-deleted snap-1a2b3c4d567890abc",
 		RunE: func(c *cobra.Command, args []string) error {
 			var ids []manifest.SnapshotID
 			for _, arg := range args {

@@ -26,6 +26,8 @@ that is locked is not deleted.
 If --retain or the store's policy ('lazyvol policy') says so, whichever is longer, a
 snapshot goes into the recycle bin first, from where 'lazyvol snapshot restore-deleted'
 brings it back; its space is freed after that, by the next 'lazyvol gc' or delete.`,
+		Example: `  lazyvol snapshot delete snap-1a2b3c4d567890abc snap-1a2b3c4d567890abd
+  lazyvol snapshot delete --retain 7d snap-1a2b3c4d567890abc`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			var ids []manifest.SnapshotID
@@ -88,6 +90,7 @@ func (a *app) gcCommand() *cobra.Command {
 interrupted left, and what attempts left whose host was lost; and events of more than
 90 days. Shows the pins that stand, one per line: snapshot, holder, host, age. The pins of a host that is lost
 for good are removed by 'lazyvol volume forget'.`,
+		Example: "  lazyvol gc",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
 			store, err := a.openStore(ctx, "", commandPatience)

@@ -5,24 +5,35 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 func (a *app) snapshotDiffCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, human bool
 	c := &cobra.Command{
 		Use: "diff A B", Short: "List the ranges in which B differs from A", Args: args(cobra.ExactArgs(2)),
 		Long: `Lists the ranges in which B differs from A, one per line: offset and length in
-bytes. --json prints them block by block, as EBS's ListChangedBlocks does, but
+bytes; on a terminal, or with --human, as people read them, with the total and its
+share of the device last. --json prints them block by block, as EBS's ListChangedBlocks does, but
 without pages. The snapshots must be of one lineage. Of the index only what
 differs is read.`,
+		Example: "  lazyvol snapshot diff snap-1a2b3c4d567890abc snap-1a2b3c4d567890abd",
 		RunE: func(c *cobra.Command, args []string) error {
+			if asJSON && human {
+				return combinationError{errors.New("--json and --human exclude each other")}
+			}
+			if !c.Flags().Changed("human") {
+				human = a.showsTerminal()
+			}
 			ctx := c.Context()
 			var ids [2]manifest.SnapshotID
 			for i, arg := range args {
@@ -49,9 +60,12 @@ differs is read.`,
 				images[i] = img
 			}
 			out := bufio.NewWriter(a.stdout)
-			if asJSON {
+			switch {
+			case asJSON:
 				err = diffJSON(ctx, out, images[0], images[1])
-			} else {
+			case human:
+				err = diffHuman(ctx, out, images[0], images[1])
+			default:
 				err = snapshot.Diff(ctx, images[0], images[1], func(change snapshot.Change) error {
 					_, err := fmt.Fprintf(out, "%d %d\n", change.Offset, change.Length)
 					return err
@@ -64,7 +78,57 @@ differs is read.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, block by block")
+	c.Flags().BoolVar(&human, "human", false, "print sizes for people, and the total (default on a terminal)")
 	return c
+}
+
+// showsTerminal reports whether a person reads the results as they are printed.
+func (a *app) showsTerminal() bool {
+	f, ok := a.stdout.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// diffHuman prints the ranges and sums them up.
+func diffHuman(ctx context.Context, out io.Writer, first, second *snapshot.Image) error {
+	sum := diffSum{out: out, device: max(first.Geometry().Size, second.Geometry().Size)}
+	if err := snapshot.Diff(ctx, first, second, sum.add); err != nil {
+		return err
+	}
+	return sum.end()
+}
+
+// A diffSum prints changes for people and adds them up.
+type diffSum struct {
+	out    io.Writer
+	device int64 // bytes, of the larger snapshot
+	ranges int
+	total  int64 // bytes
+}
+
+func (s *diffSum) add(c snapshot.Change) error {
+	if s.ranges == 0 {
+		if _, err := fmt.Fprintf(s.out, "%10s  %10s\n", "OFFSET", "SIZE"); err != nil {
+			return err
+		}
+	}
+	s.ranges++
+	s.total += c.Length
+	_, err := fmt.Fprintf(s.out, "%10s  %10s\n", size(c.Offset), size(c.Length))
+	return err
+}
+
+// end prints the total.
+func (s *diffSum) end() error {
+	ranges := "ranges"
+	if s.ranges == 1 {
+		ranges = "range"
+	}
+	share := fmt.Sprintf("%.2f%%", 100*float64(s.total)/float64(max(s.device, 1)))
+	if s.total > 0 && share == "0.00%" {
+		share = "less than 0.01%"
+	}
+	_, err := fmt.Fprintf(s.out, "%d %s, %s of %s: %s of the device\n", s.ranges, ranges, size(s.total), size(s.device), share)
+	return err
 }
 
 // unrelated says what is wrong with snapshots of two lineages, before any is

@@ -30,6 +30,8 @@ host's caches if they have it. What they lack is left as zeros, listed in FILE.b
 a line "offset length reason" for each range (of a block device: on stderr), and
 the exit code is 1. A store that cannot be reached is no damage, and fails the
 export.`,
+		Example: `  lazyvol snapshot export snap-1a2b3c4d567890abc disk.img
+  lazyvol snapshot export --force snap-1a2b3c4d567890abc /dev/sdb`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			id, err := parseSnapshot(args[0])

@@ -22,6 +22,8 @@ func (a *app) hydrateCommand() *cobra.Command {
 		Long: `Resumes the background hydration of a mounted volume or snapshot; with --wait,
 returns when everything is there. A volume that is not mounted is hydrated by the
 command itself.`,
+		Example: `  lazyvol hydrate --wait vol-0123456789abcdef0
+  lazyvol hydrate --pause /mnt/old`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if pause && (resume || wait) {
 				return usageError{errors.New("--pause goes with neither --resume nor --wait")}

@@ -77,6 +77,7 @@ that may not delete, or use the bucket's own object lock.`,
 func (a *app) snapshotUnlockCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "unlock SNAP", Short: "Take a snapshot's lock away", Args: args(cobra.ExactArgs(1)),
+		Example: "  lazyvol snapshot unlock snap-1a2b3c4d567890abc",
 		RunE: func(c *cobra.Command, args []string) error {
 			id, err := parseSnapshot(args[0])
 			if err != nil {

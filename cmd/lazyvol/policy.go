@@ -36,6 +36,7 @@ func (a *app) policyShowCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "show", Short: "Show the store's policy", Args: args(cobra.NoArgs),
+		Example: "  lazyvol policy show",
 		RunE: func(c *cobra.Command, _ []string) error {
 			store, err := a.openStore(c.Context(), "", commandPatience)
 			if err != nil {

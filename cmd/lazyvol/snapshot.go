@@ -21,7 +21,7 @@ import (
 
 func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Make, look into and delete snapshots",
-		a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(),
+		a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotTreeCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(),
 		a.snapshotTagCommand(), a.snapshotExportCommand(), a.snapshotVerifyCommand(), a.snapshotCopyCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
 		a.snapshotLockCommand(), a.snapshotUnlockCommand(), a.snapshotListBinCommand(), a.snapshotRestoreDeletedCommand(), a.snapshotShareCommand(),
 	)
@@ -219,7 +219,7 @@ func (a *app) listText(found []snapshot.Description) error {
 			parent = d.Parent.String()
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", d.ID, state, d.Start.Local().Format(time.DateTime),
-			size(d.Geometry.Size), size(d.Outcome.StoredBytes), parent, d.Description)
+			size(d.Geometry.Size), size(d.Outcome.StoredBytes), parent, oneLine(d.Description))
 	}
 	return w.Flush()
 }
@@ -230,6 +230,7 @@ func (a *app) snapshotShowCommand() *cobra.Command {
 		Use: "show SNAP", Short: "Show all about a snapshot", Args: args(cobra.ExactArgs(1)),
 		Long: `Shows all about a snapshot. StoredBytes is what it uploaded, UniqueBytes what
 deleting it would free.`,
+		Example: "  lazyvol snapshot show snap-1a2b3c4d567890abc",
 		RunE: func(c *cobra.Command, args []string) error {
 			id, err := parseSnapshot(args[0])
 			if err != nil {
@@ -281,7 +282,7 @@ func (a *app) showText(j snapshotJSON) error {
 	row("snapshot", j.SnapshotId)
 	row("state", j.State+" "+j.Progress)
 	row("why", j.StateMessage)
-	row("description", j.Description)
+	row("description", oneLine(j.Description))
 	row("volume", j.VolumeId)
 	row("parent", j.ParentSnapshotId)
 	row("set", j.SetId)
@@ -321,6 +322,8 @@ func (a *app) snapshotTagCommand() *cobra.Command {
 		Long: `Adds, changes and removes tags. A snapshot has at most 50, with keys of 1 to 128
 characters and values of at most 256; keys that begin with aws: or lazyvol: are
 reserved. A tag that is not there is removed without complaint.`,
+		Example: `  lazyvol snapshot tag snap-1a2b3c4d567890abc env=prod made-by=hand
+  lazyvol snapshot tag snap-1a2b3c4d567890abc --remove env`,
 		RunE: func(c *cobra.Command, args []string) error {
 			id, err := parseSnapshot(args[0])
 			if err != nil {

@@ -105,6 +105,8 @@ func (a *app) statusCommand() *cobra.Command {
 		Use: "status [VOL|DIR]", Short: "Show how far mounts and volumes are", Args: args(cobra.MaximumNArgs(1)),
 		Long: `Shows how far a volume or mount is hydrated, and what was written since the last
 snapshot and so exists on this host only; without argument, that of all.`,
+		Example: `  lazyvol status
+  lazyvol status --watch vol-0123456789abcdef0`,
 		RunE: func(c *cobra.Command, args []string) error {
 			for {
 				var screen bytes.Buffer

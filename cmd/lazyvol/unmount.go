@@ -33,6 +33,8 @@ func (a *app) unmountCommand() *cobra.Command {
 		Long: `Takes a mount away and returns when its daemon has ended: everything written is
 durable on this host. A mount that is in use is refused, and left as it is. A
 mountpoint that a killed daemon left dead is cleaned up.`,
+		Example: `  lazyvol unmount /mnt/old
+  lazyvol unmount vol-0123456789abcdef0`,
 		RunE: func(c *cobra.Command, args []string) error {
 			dir, err := a.findMount(c.Context(), args[0])
 			if err != nil {

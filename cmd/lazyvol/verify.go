@@ -37,6 +37,8 @@ repaired is listed, and why. A missing object of a deleted snapshot is not made
 again.
 
 Other hosts may go on meanwhile. Without --repair nothing is written.`,
+		Example: `  lazyvol snapshot verify snap-1a2b3c4d567890abc
+  lazyvol snapshot verify --all --sample 5%`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			if all == (len(args) == 1) {

@@ -11,6 +11,7 @@ func (a *app) versionCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
+		Example: "  lazyvol version",
 		RunE: func(*cobra.Command, []string) error {
 			v := struct {
 				Version string `json:"version"`

@@ -154,6 +154,7 @@ func (a *app) volumeListCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "list", Short: "List the volumes of this host, oldest first", Args: args(cobra.NoArgs),
+		Example: "  lazyvol volume list",
 		RunE: func(*cobra.Command, []string) error {
 			records, failed, err := volume.List(vfs.OS(), a.state)
 			if err != nil {
@@ -191,6 +192,7 @@ func (a *app) volumeShowCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "show VOL", Short: "Show a volume", Args: args(cobra.ExactArgs(1)),
+		Example: "  lazyvol volume show vol-0123456789abcdef0",
 		RunE: func(c *cobra.Command, args []string) error {
 			id, dir, err := a.volumeFolder(args[0])
 			if err != nil {
@@ -222,6 +224,7 @@ func (a *app) volumeShowCommand() *cobra.Command {
 func (a *app) volumeDeleteCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete VOL", Short: "Delete a volume with what was written since its last snapshot", Args: args(cobra.ExactArgs(1)),
+		Example: "  lazyvol volume delete vol-0123456789abcdef0",
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			id, _, err := a.volumeFolder(args[0])
@@ -255,6 +258,7 @@ cold blocks may be gone. A volume of this host is deleted instead.
 
 What the host had mounted or was exporting when it was lost has a pin, too: give
 its holder (mount-…), as 'lazyvol gc' shows it.`,
+		Example: "  lazyvol volume forget vol-0123456789abcdef0",
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			if err := a.refuseToForget(args[0]); err != nil {

@@ -446,7 +446,12 @@ type tapStore struct {
 	store blockstore.Store
 }
 
-func (s tapStore) ask(op, key string, off int64, data []byte, fn func() error) error {
+func (s tapStore) ask(ctx context.Context, op, key string, off int64, data []byte, fn func() error) error {
+	if ctx.Err() != nil {
+		// Whether what was ended still comes this far is the scheduler's to say, and
+		// nothing comes of it.
+		return fmt.Errorf("%s %s: %w", op, key, context.Cause(ctx))
+	}
 	s.turns.enter(op, key, off)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -483,7 +488,7 @@ func (s tapStore) stop(op, key string) {
 func (s tapStore) String() string { return s.store.String() }
 
 func (s tapStore) Get(ctx context.Context, key string, limit int64) (data []byte, etag string, err error) {
-	err = s.ask("get", key, 0, nil, func() error {
+	err = s.ask(ctx, "get", key, 0, nil, func() error {
 		data, etag, err = s.store.Get(ctx, key, limit)
 		return err
 	})
@@ -491,11 +496,11 @@ func (s tapStore) Get(ctx context.Context, key string, limit int64) (data []byte
 }
 
 func (s tapStore) ReadRange(ctx context.Context, key string, off int64, p []byte) error {
-	return s.ask("fetch", key, off, p, func() error { return s.store.ReadRange(ctx, key, off, p) })
+	return s.ask(ctx, "fetch", key, off, p, func() error { return s.store.ReadRange(ctx, key, off, p) })
 }
 
 func (s tapStore) Put(ctx context.Context, key string, data []byte, c blockstore.Condition) (etag string, err error) {
-	err = s.ask("put", key, 0, data, func() error {
+	err = s.ask(ctx, "put", key, 0, data, func() error {
 		etag, err = s.store.Put(ctx, key, data, c)
 		return err
 	})
@@ -503,13 +508,13 @@ func (s tapStore) Put(ctx context.Context, key string, data []byte, c blockstore
 }
 
 func (s tapStore) Delete(ctx context.Context, keys ...string) error {
-	return s.ask("delete", strings.Join(keys, " "), 0, nil, func() error { return s.store.Delete(ctx, keys...) })
+	return s.ask(ctx, "delete", strings.Join(keys, " "), 0, nil, func() error { return s.store.Delete(ctx, keys...) })
 }
 
 func (s tapStore) List(ctx context.Context, prefix string, fn func(blockstore.Info) error) error {
 	// What fn does is not part of the call.
 	var found []blockstore.Info
-	err := s.ask("list", prefix, 0, nil, func() error {
+	err := s.ask(ctx, "list", prefix, 0, nil, func() error {
 		return s.store.List(ctx, prefix, func(info blockstore.Info) error {
 			found = append(found, info)
 			return nil

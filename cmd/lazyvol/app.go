@@ -305,3 +305,16 @@ func parseSnapshot(s string) (manifest.SnapshotID, error) {
 	}
 	return id, nil
 }
+
+// parseSnapshots parses several.
+func parseSnapshots(args []string) ([]manifest.SnapshotID, error) {
+	ids := make([]manifest.SnapshotID, len(args))
+	for i, arg := range args {
+		id, err := parseSnapshot(arg)
+		if err != nil {
+			return nil, err
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}

@@ -72,7 +72,7 @@ func (a *app) listBin(ctx context.Context, asJSON bool) error {
 	}
 	for _, d := range found {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.ID, d.Bin.Entered.Local().Format(time.DateTime),
-			d.Bin.Until.Local().Format(time.DateTime), size(d.Geometry.Size), d.Description)
+			d.Bin.Until.Local().Format(time.DateTime), size(d.Geometry.Size), oneLine(d.Description))
 	}
 	return w.Flush()
 }
@@ -85,13 +85,9 @@ shared with the same accounts. Once a 'gc' or a delete has found the time of one
 nothing brings it back.`,
 		Example: "  lazyvol snapshot restore-deleted snap-1a2b3c4d567890abc",
 		RunE: func(c *cobra.Command, args []string) error {
-			var ids []manifest.SnapshotID
-			for _, arg := range args {
-				id, err := parseSnapshot(arg)
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
+			ids, err := parseSnapshots(args)
+			if err != nil {
+				return err
 			}
 			store, err := a.openStore(c.Context(), "", commandPatience)
 			if err != nil {

@@ -306,20 +306,27 @@ type snapshotEvent struct {
 	report
 }
 
+// beginMaking reads what to make a snapshot for, and holds up the end of the mount
+// until the caller gives d.making back; after an error it need not.
+func (d *daemon) beginMaking(w http.ResponseWriter, r *http.Request, req any) error {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(req); err != nil {
+		return usageError{err}
+	}
+	if d.volume == nil {
+		return refusal{fmt.Errorf("%s is a snapshot, not a volume", d.id)}
+	}
+	if !d.making.TryRLock() {
+		return errStopping
+	}
+	return nil
+}
+
 // serveSnapshot makes a snapshot and streams how far it is. Unless detached, a
 // client that goes away aborts it.
 func (d *daemon) serveSnapshot(work context.Context, w http.ResponseWriter, r *http.Request) {
 	var req snapshotRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&req); err != nil {
-		writeError(w, usageError{err})
-		return
-	}
-	if d.volume == nil {
-		writeError(w, refusal{fmt.Errorf("%s is a snapshot, not a volume", d.id)})
-		return
-	}
-	if !d.making.TryRLock() {
-		writeError(w, errStopping)
+	if err := d.beginMaking(w, r, &req); err != nil {
+		writeError(w, err)
 		return
 	}
 	defer d.making.RUnlock()

@@ -30,13 +30,9 @@ brings it back; its space is freed after that, by the next 'lazyvol gc' or delet
   lazyvol snapshot delete --retain 7d snap-1a2b3c4d567890abc`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
-			var ids []manifest.SnapshotID
-			for _, arg := range args {
-				id, err := parseSnapshot(arg)
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
+			ids, err := parseSnapshots(args)
+			if err != nil {
+				return err
 			}
 			store, err := a.openStore(ctx, "", commandPatience)
 			if err != nil {

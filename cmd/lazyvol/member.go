@@ -115,16 +115,8 @@ func (c controlClient) join(ctx context.Context, request setRequest) (*line, err
 // serveSet lets the volume join a set.
 func (d *daemon) serveSet(work context.Context, w http.ResponseWriter, r *http.Request) {
 	var req setRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&req); err != nil {
-		writeError(w, usageError{err})
-		return
-	}
-	if d.volume == nil {
-		writeError(w, refusal{fmt.Errorf("%s is a snapshot, not a volume", d.id)})
-		return
-	}
-	if !d.making.TryRLock() {
-		writeError(w, errStopping)
+	if err := d.beginMaking(w, r, &req); err != nil {
+		writeError(w, err)
 		return
 	}
 	defer d.making.RUnlock()

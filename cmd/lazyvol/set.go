@@ -225,13 +225,21 @@ func (c *coordinator) next(ctx context.Context) (seatReply, error) {
 	}
 }
 
-// order orders all members to do something, and returns when they have, or when
-// one cannot.
-func (c *coordinator) order(ctx context.Context, do string) error {
+// send sends an order to all members.
+func (c *coordinator) send(do string) error {
 	for _, s := range c.seats {
 		if err := s.line.send(setOrder{do}); err != nil {
 			return fmt.Errorf("%s: %w", s.volume, err)
 		}
+	}
+	return nil
+}
+
+// order orders all members to do something, and returns when they have, or when
+// one cannot.
+func (c *coordinator) order(ctx context.Context, do string) error {
+	if err := c.send(do); err != nil {
+		return err
 	}
 	for range c.seats {
 		r, err := c.next(ctx)
@@ -275,10 +283,8 @@ func (c *coordinator) cut(ctx context.Context, filesystems []string) (err error)
 
 // upload returns when all is in the store but the outcome.
 func (c *coordinator) upload(ctx context.Context, ready *readiness) error {
-	for _, s := range c.seats {
-		if err := s.line.send(setOrder{doUpload}); err != nil {
-			return fmt.Errorf("%s: %w", s.volume, err)
-		}
+	if err := c.send(doUpload); err != nil {
+		return err
 	}
 	bar := c.app.newProgress("snapshots", 100*int64(len(c.seats)))
 	defer bar.end()

@@ -44,7 +44,7 @@ type BlockReader struct {
 // Then, as soon as its fate is known, done(i, err) is called, exactly once for
 // each block, one after the other, on the calling goroutine. Unless err is nil,
 // what dst(i) holds is unverified or half decoded and must not be used. The
-// error wraps ErrNotExist if the pack is gone, and ErrCorrupt, naming the slot,
+// error wraps ErrNotExist if the pack is gone, and [manifest.ErrCorrupt], naming the slot,
 // if the block cannot be found in it: looking it up in the slot table and
 // reading it again, three times, did not help. Any other error is the store's.
 //
@@ -157,7 +157,7 @@ func (run *runRead) fail(err error) {
 func (run *runRead) failCorrupt() {
 	for _, i := range run.pending {
 		run.finish(i, fmt.Errorf("read slot %d of %s: %w: tried %d times: %w",
-			run.refs[i].Slot, run.id, ErrCorrupt, tableReads+1, run.why))
+			run.refs[i].Slot, run.id, manifest.ErrCorrupt, tableReads+1, run.why))
 	}
 	run.pending = nil
 }
@@ -226,7 +226,7 @@ func (run *runRead) verify(i int, stored []byte, raw bool) error {
 		defer run.buffers.put(buffer)
 		opened, err := run.Key.Open((*buffer)[:0], slotName(run.id.owner, run.id.pack, run.refs[i].Slot), stored)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 		}
 		stored = opened
 	}
@@ -244,7 +244,7 @@ func (run *runRead) verify(i int, stored []byte, raw bool) error {
 // read better next time.
 func (run *runRead) lookUp(ctx context.Context) error {
 	table, err := ReadSlotTable(ctx, run.Store, run.id.owner, run.id.pack, run.Key)
-	if errors.Is(err, ErrCorrupt) || errors.Is(err, manifest.ErrVersion) {
+	if errors.Is(err, manifest.ErrCorrupt) || errors.Is(err, manifest.ErrVersion) {
 		run.why = err
 		return nil
 	}
@@ -263,7 +263,7 @@ func (run *runRead) locate(table *SlotTable) {
 	for _, i := range run.pending {
 		n := int(run.refs[i].Slot)
 		if n >= len(table.Slots) || table.Slots[n].Dead {
-			run.finish(i, fmt.Errorf("read slot %d of %s: %w: the slot is dead or was never there", n, run.id, ErrCorrupt))
+			run.finish(i, fmt.Errorf("read slot %d of %s: %w: the slot is dead or was never there", n, run.id, manifest.ErrCorrupt))
 			continue
 		}
 		slot := table.Slots[n]

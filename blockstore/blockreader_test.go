@@ -146,7 +146,7 @@ func testDamagedBlockIsCorruptAndItsNeighboursAreNot(t *testing.T, key *crypt.Ke
 		}
 	}
 	err = errs[damaged]
-	if !errors.Is(err, blockstore.ErrCorrupt) {
+	if !errors.Is(err, manifest.ErrCorrupt) {
 		t.Fatalf("damaged block: %v", err)
 	}
 	for _, name := range []string{packOwner.String(), "pack 1 ", "slot 4 "} {
@@ -169,7 +169,7 @@ func testCutPackIsCorrupt(t *testing.T, key *crypt.Key) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errs[9]; !errors.Is(err, blockstore.ErrCorrupt) {
+		if err := errs[9]; !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("cut to %d bytes, the last block: %v", n, err)
 		}
 		for i, ref := range p.refs {
@@ -197,7 +197,7 @@ func testDeadSlotIsCorruptAtOnce(t *testing.T, key *crypt.Key) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if errs[0] != nil || errs[2] != nil || !errors.Is(errs[1], blockstore.ErrCorrupt) {
+		if errs[0] != nil || errs[2] != nil || !errors.Is(errs[1], manifest.ErrCorrupt) {
 			t.Errorf("around the dead slot: %v", errs)
 		}
 		if n := len(store.Calls()); n != calls {
@@ -216,7 +216,7 @@ func testSlotThatNeverWasIsCorrupt(t *testing.T, key *crypt.Key) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if errs[0] != nil || !errors.Is(errs[1], blockstore.ErrCorrupt) {
+	if errs[0] != nil || !errors.Is(errs[1], manifest.ErrCorrupt) {
 		t.Errorf("%v", errs)
 	}
 }
@@ -234,7 +234,7 @@ func testAnotherPackUnderTheKeyIsCorrupt(t *testing.T, key *crypt.Key) {
 		t.Fatal(err)
 	}
 	for i, err := range errs {
-		if !errors.Is(err, blockstore.ErrCorrupt) {
+		if !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("block %d: %v", i, err)
 		}
 	}
@@ -264,7 +264,7 @@ func testMissingPackIsNotExist(t *testing.T, key *crypt.Key) {
 			t.Fatal(err)
 		}
 		for i, err := range errs {
-			if !errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, blockstore.ErrCorrupt) {
+			if !errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("deleted before call %d, block %d: %v", n, i, err)
 			}
 		}
@@ -290,7 +290,7 @@ func testErrorOfTheStoreEndsAReadAtOnce(t *testing.T, key *crypt.Key) {
 				t.Fatal(err)
 			}
 			for i, err := range errs {
-				if !errors.Is(err, cause) || errors.Is(err, blockstore.ErrCorrupt) {
+				if !errors.Is(err, cause) || errors.Is(err, manifest.ErrCorrupt) {
 					t.Errorf("%v in call %d, block %d: %v", cause, n, i, err)
 				}
 			}

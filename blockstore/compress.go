@@ -41,7 +41,7 @@ func DecodeSlot(dst, stored []byte, raw bool, key *crypt.Key, owner manifest.Sna
 	if key != nil {
 		opened, err := key.Open(make([]byte, 0, len(stored)), slotName(owner, pack, slot), stored)
 		if err != nil {
-			return fmt.Errorf("%w: slot %d: %w", ErrCorrupt, slot, err)
+			return fmt.Errorf("%w: slot %d: %w", manifest.ErrCorrupt, slot, err)
 		}
 		stored = opened
 	}
@@ -51,22 +51,22 @@ func DecodeSlot(dst, stored []byte, raw bool, key *crypt.Key, owner manifest.Sna
 // Decompress is the inverse of [Compressor.Compress]: it fills dst, the
 // length of a block, from what was stored of it. It never reads or writes
 // outside of the two, whatever stored holds. If that is not exactly a block it
-// fails with ErrCorrupt, and what dst then holds is undefined. Only the block's
+// fails with [manifest.ErrCorrupt], and what dst then holds is undefined. Only the block's
 // hash tells whether it is the right one.
 func Decompress(dst, stored []byte, raw bool) error {
 	if raw {
 		if len(stored) != len(dst) {
-			return fmt.Errorf("%w: raw block of %d bytes instead of %d", ErrCorrupt, len(stored), len(dst))
+			return fmt.Errorf("%w: raw block of %d bytes instead of %d", manifest.ErrCorrupt, len(stored), len(dst))
 		}
 		copy(dst, stored)
 		return nil
 	}
 	n, err := lz4.UncompressBlock(stored[:len(stored):len(stored)], dst[:len(dst):len(dst)])
 	if err != nil {
-		return fmt.Errorf("%w: decompress block: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: decompress block: %w", manifest.ErrCorrupt, err)
 	}
 	if n != len(dst) {
-		return fmt.Errorf("%w: compressed block of %d bytes instead of %d", ErrCorrupt, n, len(dst))
+		return fmt.Errorf("%w: compressed block of %d bytes instead of %d", manifest.ErrCorrupt, n, len(dst))
 	}
 	return nil
 }

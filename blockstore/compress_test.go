@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 func TestBlocksDecompressToWhatWasCompressed(t *testing.T) {
@@ -61,7 +62,7 @@ func TestDecompressFillsABlockOrFails(t *testing.T) {
 		"more than a block":   {packBlockSize - 1, stored, false},
 		"followed by garbage": {packBlockSize, append(bytes.Clone(stored), 0xff), false},
 	} {
-		if err := blockstore.Decompress(make([]byte, test.n), test.stored, test.raw); !errors.Is(err, blockstore.ErrCorrupt) {
+		if err := blockstore.Decompress(make([]byte, test.n), test.stored, test.raw); !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -77,7 +78,7 @@ func FuzzDecompress(f *testing.F) {
 		const n, guard = 1000, 64
 		backing := bytes.Repeat([]byte{0xa5}, n+2*guard)
 		want := bytes.Clone(stored)
-		if err := blockstore.Decompress(backing[guard:guard+n], stored, raw); err != nil && !errors.Is(err, blockstore.ErrCorrupt) {
+		if err := blockstore.Decompress(backing[guard:guard+n], stored, raw); err != nil && !errors.Is(err, manifest.ErrCorrupt) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(stored, want) {

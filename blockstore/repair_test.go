@@ -149,7 +149,7 @@ func testLostSlotsCanBeRepairedLater(t *testing.T, key *crypt.Key) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	live := func(slot uint16) bool { return slot != 5 }
-	if _, err := blockstore.RewritePack(t.Context(), p.store, p.owner, 3, key, live); !errors.Is(err, blockstore.ErrCorrupt) {
+	if _, err := blockstore.RewritePack(t.Context(), p.store, p.owner, 3, key, live); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("rewrite: %v", err)
 	}
 	p.blocks[lost] = block

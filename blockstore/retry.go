@@ -26,7 +26,9 @@ type RetryPolicy struct {
 	// Before the nth retry comes a pause drawn evenly from 0 to Base·2ⁿ⁻¹, at
 	// most Max ("full jitter", which spreads the load of many clients best:
 	// https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/);
-	// 100 ms and 5 s.
+	// 100 ms and 5 s. A server that says how long to wait (Retry-After) is given that
+	// first, at most Max: MinIO asks for a minute with every 503
+	// (https://github.com/minio/minio/pull/19996), for which no read can wait.
 	Base, Max time.Duration
 
 	// Rate and Burst are the budget of all calls on the store together: a token
@@ -36,6 +38,9 @@ type RetryPolicy struct {
 	// and callers still outlast an outage.
 	Rate  float64
 	Burst int
+
+	// Retried, if not nil, is called before each attempt but the first.
+	Retried func()
 }
 
 func (p RetryPolicy) withDefaults() RetryPolicy {
@@ -56,6 +61,23 @@ func (p RetryPolicy) backoff(n int) time.Duration {
 	}
 	return rand.N(ceiling + 1)
 }
+
+// pause returns the pause before retry n, after a failure.
+func (p RetryPolicy) pause(n int, failure error) time.Duration {
+	var asked *laterError
+	if errors.As(failure, &asked) {
+		return min(asked.after, p.Max) + p.backoff(n)
+	}
+	return p.backoff(n)
+}
+
+// A laterError is one of a server that says how long to wait before asking again.
+type laterError struct {
+	error
+	after time.Duration // more than 0
+}
+
+func (e *laterError) Unwrap() error { return e.error }
 
 // retryStore is a Store that asks again.
 type retryStore struct {
@@ -99,13 +121,16 @@ func (s *retryStore) do(ctx context.Context, attempt func() (progress bool, err 
 		}
 		// The last attempt is at the very end, however long the pause drawn:
 		// who is given a minute to wait is not told of failure after half of it.
-		timer := time.NewTimer(max(min(s.policy.backoff(n), left), token.Delay()))
+		timer := time.NewTimer(max(min(s.policy.pause(n, err), left), token.Delay()))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			token.Cancel()
 			return fmt.Errorf("%w after %d attempts: %w", context.Cause(ctx), n, err)
+		}
+		if s.policy.Retried != nil {
+			s.policy.Retried()
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 func TestRetryOutlastsFailuresOfEveryCall(t *testing.T) {
@@ -39,7 +40,7 @@ func TestRetryOutlastsFailuresOfEveryCall(t *testing.T) {
 func TestRetryTakesAnAnswerForAnAnswer(t *testing.T) {
 	for _, answer := range []error{
 		blockstore.ErrNotExist, blockstore.ErrExists, blockstore.ErrChanged, blockstore.ErrShort, blockstore.ErrTooLarge,
-		blockstore.ErrDenied, blockstore.ErrNoStore, blockstore.ErrCorrupt, blockstore.ErrKey, errors.New("anything else"),
+		blockstore.ErrDenied, blockstore.ErrNoStore, manifest.ErrCorrupt, blockstore.ErrKey, errors.New("anything else"),
 	} {
 		faulty := blockstoretest.NewFaulty(blockstore.NewMem())
 		faulty.Inject(blockstoretest.Rule{}, blockstoretest.Fault{Err: answer})
@@ -173,6 +174,37 @@ func TestRetryPausesGrowAndSpread(t *testing.T) {
 			mean, want := pauses[n]/calls, min(p.Max, p.Base<<(n-1))/2
 			if mean < want*3/4 || mean > want*5/4 {
 				t.Errorf("the pauses before retry %d are %v on average, want about %v", n, mean, want)
+			}
+		}
+	})
+}
+
+// A server that asks to be left alone for a while is, but for no longer than a
+// call can wait.
+func TestRetryWaitsForAsLongAsTheServerAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const longest, total = 5 * time.Second, 20 * time.Second
+		for asked, want := range map[time.Duration]time.Duration{0: 0, time.Second: time.Second, time.Hour: longest} {
+			faulty := blockstoretest.NewFaulty(blockstore.NewMem())
+			var attempts []time.Time
+			fault := blockstoretest.Fault{
+				Err:    fmt.Errorf("throttled: %w", blockstore.Later(blockstore.ErrUnavailable, asked)),
+				Before: func(context.Context, blockstoretest.Call) { attempts = append(attempts, time.Now()) },
+			}
+			if asked == 0 {
+				fault.Err = blockstore.ErrUnavailable
+			}
+			faulty.Inject(blockstoretest.Rule{}, fault)
+			s := blockstore.Retry(faulty, blockstore.RetryPolicy{Base: time.Millisecond, Max: longest, Total: total})
+			begin := time.Now()
+			if err := s.Delete(t.Context(), "k"); !errors.Is(err, blockstore.ErrUnavailable) {
+				t.Errorf("asked for %v: %v", asked, err)
+			}
+			if pause := attempts[1].Sub(attempts[0]); pause < want || pause > want+time.Millisecond {
+				t.Errorf("asked for %v, and waited for %v", asked, pause)
+			}
+			if took := time.Since(begin); took > total {
+				t.Errorf("asked for %v, and went on for %v", asked, took)
 			}
 		}
 	})

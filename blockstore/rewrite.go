@@ -17,7 +17,7 @@ import (
 // The pack is replaced only if it is still the one that was read: ErrChanged
 // says that somebody else replaced or deleted it, and ErrNotExist that it was
 // gone to begin with. The bytes of live slots are checked before they are
-// written back: ErrCorrupt says that the pack is damaged, and it is left
+// written back: [manifest.ErrCorrupt] says that the pack is damaged, and it is left
 // alone. Calls for one pack may run concurrently, on any number of hosts.
 func RewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key, live func(slot uint16) bool) (freed int64, err error) {
 	freed, err = rewritePack(ctx, s, owner, pack, key, live)
@@ -52,7 +52,7 @@ func rewritePack(ctx context.Context, s Store, owner manifest.SnapshotID, pack u
 // DecodePack decodes and validates the slot table of a pack that was read whole,
 // and checks that it is that of the pack asked for and that the object ends with
 // its last slot. The bytes of the slots it does not check. Its error wraps
-// ErrCorrupt or [manifest.ErrVersion].
+// [manifest.ErrCorrupt] or [manifest.ErrVersion].
 func DecodePack(object []byte, owner manifest.SnapshotID, pack uint32, key *crypt.Key) (*SlotTable, error) {
 	table, need, err := DecodeSlotTable(object, key)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/blockstore/blockstoretest"
 	"github.com/lazyvol/lazyvol/crypt"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 func TestRewriteKeepsLiveSlotsAndFreesTheOthers(t *testing.T) {
@@ -171,7 +172,7 @@ func testDamagedPackIsNotRewritten(t *testing.T, key *crypt.Key) {
 	}
 	for name, object := range damaged {
 		p.put(t, object)
-		if err := p.rewrite(0); !errors.Is(err, blockstore.ErrCorrupt) {
+		if err := p.rewrite(0); !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if !bytes.Equal(p.get(t), object) {

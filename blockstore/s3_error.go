@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"time"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
@@ -32,14 +34,17 @@ func s3Error(ctx context.Context, err error, c Condition) error {
 	var (
 		status int
 		code   string
+		after  time.Duration
 	)
 	if response := (*awshttp.ResponseError)(nil); errors.As(err, &response) {
-		status = response.HTTPStatusCode()
+		status, after = response.HTTPStatusCode(), retryAfter(response.HTTPResponse())
 	}
 	if api := smithy.APIError(nil); errors.As(err, &api) {
 		code = api.ErrorCode()
 	}
-	if kind := sentinel(status, code, c); kind != nil {
+	if kind := sentinel(status, code, c); kind == ErrUnavailable && after > 0 {
+		return &laterError{withSentinel(kind, err), after}
+	} else if kind != nil {
 		return withSentinel(kind, err)
 	}
 	switch {
@@ -50,6 +55,19 @@ func s3Error(ctx context.Context, err error, c Condition) error {
 		return withSentinel(ErrUnavailable, err)
 	}
 	return err
+}
+
+// retryAfter returns how long a response asks to wait before the next request; 0: it
+// does not say so in seconds, which is how S3 servers do.
+func retryAfter(r *smithyhttp.Response) time.Duration {
+	if r == nil || r.Response == nil {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(r.Header.Get("Retry-After"), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // withSentinel returns err, which is also kind unless that is nil.

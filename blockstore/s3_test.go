@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 // fakeTimeout is what the stores on fake servers wait for an answer.
@@ -62,7 +63,7 @@ func answer(w http.ResponseWriter, status int, code string) {
 func TestS3ErrorsMeanWhatTheyShould(t *testing.T) {
 	// What must not be mistaken for each other.
 	all := []error{blockstore.ErrNotExist, blockstore.ErrExists, blockstore.ErrChanged, blockstore.ErrShort,
-		blockstore.ErrDenied, blockstore.ErrNoStore, blockstore.ErrUnavailable, blockstore.ErrCorrupt}
+		blockstore.ErrDenied, blockstore.ErrNoStore, blockstore.ErrUnavailable, manifest.ErrCorrupt}
 	reads := []string{"Get", "ReadRange", "List"}
 	every := []string{"Get", "ReadRange", "List", "Put", "Put IfAbsent", "Put IfMatch", "Delete"}
 	tests := []struct {
@@ -116,6 +117,36 @@ func TestS3ErrorsMeanWhatTheyShould(t *testing.T) {
 				if got := errors.Is(err, sentinel); got != (sentinel == test.want) {
 					t.Errorf("%d %s: %s: got error %v; that it is %q is %v", test.status, test.code, call, err, sentinel, got)
 				}
+			}
+		}
+	}
+}
+
+// What a server says of when to ask again comes with the error, if that is one
+// after which to ask again.
+func TestS3ErrorsTellWhenToAskAgain(t *testing.T) {
+	for _, test := range []struct {
+		status int
+		header string
+		want   time.Duration
+	}{
+		{503, "7", 7 * time.Second},
+		{429, "60", time.Minute},
+		{503, "2147483647", 2147483647 * time.Second},
+		{503, "", 0},
+		{503, "0", 0},
+		{503, "-1", 0},
+		{503, "99999999999999999999", 0},
+		{503, "Wed, 21 Oct 2015 07:28:00 GMT", 0},
+		{403, "7", 0},
+	} {
+		s := fakeS3(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", test.header)
+			answer(w, test.status, "")
+		})
+		for call, err := range callAll(t.Context(), s) {
+			if got := blockstore.AskedPause(err); err == nil || got != test.want {
+				t.Errorf("%d with %q: %s: asked for %v, want %v: %v", test.status, test.header, call, got, test.want, err)
 			}
 		}
 	}

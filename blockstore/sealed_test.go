@@ -103,11 +103,11 @@ func TestMovedSlotsAreCorrupt(t *testing.T) {
 			continue
 		}
 		for i, err := range errs {
-			if (i == 1) != errors.Is(err, blockstore.ErrCorrupt) {
+			if (i == 1) != errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("%s: slot %d: %v", name, i, err)
 			}
 		}
-		if err := p.rewrite(0); !errors.Is(err, blockstore.ErrCorrupt) {
+		if err := p.rewrite(0); !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("%s: a rewrite keeps it: %v", name, err)
 		}
 	}
@@ -120,7 +120,7 @@ func TestMovedSlotsAreCorrupt(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, err := range errs {
-			if !errors.Is(err, blockstore.ErrCorrupt) {
+			if !errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("%s, slot %d: %v", name, i, err)
 			}
 		}
@@ -146,7 +146,7 @@ func TestSealOfASlotIsBoundToItsPlace(t *testing.T) {
 		for name, err := range map[string]error{
 			"slot": open(packOwner, 1, ref.Slot+1), "pack": open(packOwner, 2, ref.Slot), "snapshot": open(sibling, 1, ref.Slot),
 		} {
-			if !errors.Is(err, blockstore.ErrCorrupt) {
+			if !errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("slot %d opens as one of another %s: %v", slot, name, err)
 			}
 		}
@@ -178,7 +178,7 @@ func TestForgedSlotTableIsCorrupt(t *testing.T) {
 	for name, object := range forged {
 		object = withChecksum(object, end)
 		table, err := blockstore.DecodePack(object, packOwner, 1, key)
-		if !errors.Is(err, blockstore.ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {
+		if !errors.Is(err, manifest.ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {
 			t.Errorf("%s: %v, %v", name, table, err)
 		}
 	}
@@ -233,8 +233,8 @@ func TestPackOfAnotherKindOfLineageIsRefused(t *testing.T) {
 		says string
 	}{
 		"sealed, read without a key": {newTestPack(t, blockstore.NewMem(), key, 1, 3), "none", manifest.ErrVersion, "sealed"},
-		"plain, read with a key":     {newTestPack(t, blockstore.NewMem(), nil, 1, 3), "key", blockstore.ErrCorrupt, "not sealed"},
-		"sealed, the wrong key":      {newTestPack(t, blockstore.NewMem(), key, 1, 3), "other", blockstore.ErrCorrupt, "do not authenticate"},
+		"plain, read with a key":     {newTestPack(t, blockstore.NewMem(), nil, 1, 3), "key", manifest.ErrCorrupt, "not sealed"},
+		"sealed, the wrong key":      {newTestPack(t, blockstore.NewMem(), key, 1, 3), "other", manifest.ErrCorrupt, "do not authenticate"},
 	} {
 		with := key
 		switch c.with {
@@ -259,7 +259,7 @@ func TestPackOfAnotherKindOfLineageIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, err := range errs {
-			if !errors.Is(err, blockstore.ErrCorrupt) {
+			if !errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("%s: slot %d: %v", name, i, err)
 			}
 		}

@@ -53,9 +53,11 @@ func packFormat() manifest.ObjectFormat {
 
 // encodedLen is the length of the encoded table: where the first live slot's
 // bytes begin.
-func (t *SlotTable) encodedLen() int { return slotTableLen(len(t.Slots), t.Key) }
+func (t *SlotTable) encodedLen() int { return SlotTableLen(len(t.Slots), t.Key) }
 
-func slotTableLen(slots int, key *crypt.Key) int {
+// SlotTableLen is the length in bytes of the slot table of a pack of so many slots,
+// sealed if key is not nil: where the first live slot's bytes begin.
+func SlotTableLen(slots int, key *crypt.Key) int {
 	return packHeaderLen + slots*slotLen + key.Overhead() + manifest.ChecksumLen
 }
 
@@ -143,28 +145,26 @@ func (t *SlotTable) encodeSlots() []byte {
 // prefix is too short to tell, or shorter than the table, the table is nil and
 // need how long a prefix to try next: at most [MaxSlotTableLen]. It keeps
 // nothing of prefix and allocates no more than thrice that. Its error wraps
-// ErrCorrupt or [manifest.ErrVersion].
+// [manifest.ErrCorrupt] or [manifest.ErrVersion].
 func DecodeSlotTable(prefix []byte, key *crypt.Key) (table *SlotTable, need int, err error) {
 	if len(prefix) < packHeaderLen {
 		return nil, packHeaderLen, nil
 	}
 	format := packFormat()
-	if err := format.CheckSealed(prefix, key != nil); errors.Is(err, manifest.ErrVersion) {
+	if err := format.CheckSealed(prefix, key != nil); err != nil {
 		return nil, 0, err
-	} else if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	slots := binary.LittleEndian.Uint32(prefix[packHeaderLen-4:])
 	if slots < 1 || slots > MaxPackSlots {
 		return nil, 0, packCorrupt("%d slots", slots)
 	}
-	need = slotTableLen(int(slots), key)
+	need = SlotTableLen(int(slots), key)
 	if len(prefix) < need {
 		return nil, need, nil
 	}
 	body, err := format.CutChecksum(prefix[:need])
 	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return nil, 0, err
 	}
 	header := body[manifest.ObjectHeaderLen:]
 	entries, err := key.Open(nil, tableName(body[:packHeaderLen]), body[packHeaderLen:])
@@ -260,16 +260,16 @@ func (t *SlotTable) check(owner manifest.SnapshotID, pack uint32) error {
 }
 
 func packCorrupt(format string, args ...any) error {
-	return fmt.Errorf("pack: %w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
+	return fmt.Errorf("pack: %w: %s", manifest.ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
 // ReadSlotTable reads the slot table of a pack, in two requests. Its error
-// wraps ErrNotExist if the pack is gone, ErrCorrupt or [manifest.ErrVersion] if
-// it does not begin with its table, or else is the store's.
+// wraps ErrNotExist if the pack is gone, [manifest.ErrCorrupt] or
+// [manifest.ErrVersion] if it does not begin with its table, or else is the store's.
 func ReadSlotTable(ctx context.Context, s Store, owner manifest.SnapshotID, pack uint32, key *crypt.Key) (*SlotTable, error) {
 	table, err := readSlotTable(ctx, s, owner, pack, key)
 	if errors.Is(err, ErrShort) {
-		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		err = fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read slot table of pack %d of %s: %w", pack, owner, err)

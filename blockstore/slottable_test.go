@@ -137,7 +137,7 @@ func TestHostileSlotTableIsRefused(t *testing.T) {
 		"unknown flag":            patched(good, first+20, u32(4)...),
 		"checksum":                append(slices.Clone(good[:len(good)-1]), good[len(good)-1]^1),
 	} {
-		if table, _, err := DecodeSlotTable(bad, nil); !errors.Is(err, ErrCorrupt) {
+		if table, _, err := DecodeSlotTable(bad, nil); !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("%s: %v, %v", name, table, err)
 		}
 	}
@@ -160,7 +160,7 @@ func TestPackLargerThanItsBoundIsRefused(t *testing.T) {
 		table.Slots = append(table.Slots, Slot{Block: i, Length: manifest.MaxBlockSize, Raw: true})
 	}
 	table.layOut()
-	if err := table.validate(); !errors.Is(err, ErrCorrupt) {
+	if err := table.validate(); !errors.Is(err, manifest.ErrCorrupt) {
 		t.Errorf("pack of %d bytes: %v", table.PackLen(), err)
 	}
 	table.Slots = table.Slots[:7]
@@ -189,7 +189,7 @@ func checkSlotTable(t *testing.T, data []byte) {
 	table, need, err := DecodeSlotTable(data, nil)
 	switch {
 	case err != nil:
-		if table != nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {
+		if table != nil || !errors.Is(err, manifest.ErrCorrupt) && !errors.Is(err, manifest.ErrVersion) {
 			t.Fatalf("%v, %v", table, err)
 		}
 	case need > MaxSlotTableLen:

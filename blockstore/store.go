@@ -42,10 +42,6 @@ var (
 	// may succeed; whether a Put or Delete was applied is unknown.
 	ErrUnavailable = errors.New("store is unavailable")
 
-	// ErrCorrupt: what the store returned is not what was written, and reading
-	// it again did not help.
-	ErrCorrupt = errors.New("stored data is corrupt")
-
 	// ErrKey: the key is not one that every store can hold (see CheckKey), or
 	// it continues another object's key after a slash.
 	ErrKey = errors.New("invalid object key")

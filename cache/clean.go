@@ -314,6 +314,9 @@ func (c *Clean) Sync() error {
 // Close closes the files. No other call may be under way.
 func (c *Clean) Close() error { return errors.Join(c.data.Close(), c.marks.Close()) }
 
+// Blocks returns how many blocks the device has now.
+func (c *Clean) Blocks() int64 { return c.g.Blocks() }
+
 // lockBlock locks out other changes of a block, until the lock returned is unlocked.
 func (c *Clean) lockBlock(block int64) *sync.Mutex {
 	m := &c.changing[block%cleanStripes]

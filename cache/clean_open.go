@@ -212,6 +212,21 @@ func (c *Clean) checkGeometry(header []byte) error {
 	return nil
 }
 
+// encodeCleanHeader returns the header page of a clean layer's map.
+func encodeCleanHeader(g manifest.Geometry, sealed bool) []byte {
+	format := cleanFormat()
+	header := make([]byte, 0, cleanHeaderLen)
+	if sealed {
+		header = format.AppendSealedHeader(header)
+	} else {
+		header = format.AppendHeader(header)
+	}
+	header = binary.LittleEndian.AppendUint64(header, uint64(g.Size))
+	header = binary.LittleEndian.AppendUint32(header, uint32(g.BlockSize))
+	return format.AppendChecksum(header[:cleanHeaderLen-manifest.ChecksumLen])
+}
+
+// headerGeometry is the inverse, of a header that was checked.
 func headerGeometry(header []byte) manifest.Geometry {
 	return manifest.Geometry{
 		Size:      int64(binary.LittleEndian.Uint64(header[8:])),

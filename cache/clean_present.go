@@ -9,8 +9,8 @@ import (
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
-// presentBatch is how many pages' marks Present reads at a time: 64 KiB, or 512 if they are sealed, which is a
-// whole number of blocks of any size.
+// presentBatch is how many pages' marks Present reads at a time: 64 KiB, or 512 if
+// they are sealed, which is a whole number of blocks of any size.
 const presentBatch = 16 << 10
 
 // Present yields the blocks all of whose pages are marked, ascending, until an error,
@@ -40,18 +40,6 @@ func (c *Clean) Present() iter.Seq2[int64, error] {
 			}
 		}
 	}
-}
-
-// CountPresent counts what [Clean.Present] yields.
-func (c *Clean) CountPresent() (int64, error) {
-	var count int64
-	for _, err := range c.Present() {
-		if err != nil {
-			return 0, err
-		}
-		count++
-	}
-	return count, nil
 }
 
 // marked returns the next range of blocks from block on whose marks lie in parts of

@@ -320,3 +320,15 @@ func testPresentBlocksOfAHugeDeviceAreFoundQuickly(t *testing.T, pages *crypt.Pa
 		t.Errorf("took %v", took)
 	}
 }
+
+// CountPresent counts what [Clean.Present] yields.
+func (c *Clean) CountPresent() (int64, error) {
+	var count int64
+	for _, err := range c.Present() {
+		if err != nil {
+			return 0, err
+		}
+		count++
+	}
+	return count, nil
+}

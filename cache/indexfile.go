@@ -117,5 +117,19 @@ func (x *IndexFile) open(data []byte) []byte {
 	return leaf
 }
 
+// leafOf returns the leaf that begins a part of an index file, nil if it is cut off:
+// it may have fewer blocks than the device has now.
+func leafOf(data []byte) []byte {
+	const count = manifest.ObjectHeaderLen // where a leaf has the number of its blocks
+	if len(data) < count+4 {
+		return nil
+	}
+	blocks := binary.LittleEndian.Uint32(data[count:])
+	if blocks > manifest.LeafBlocks || manifest.EncodedLeafLen(int(blocks)) > len(data) {
+		return nil
+	}
+	return data[:manifest.EncodedLeafLen(int(blocks))]
+}
+
 // Close closes the file.
 func (x *IndexFile) Close() error { return x.file.Close() }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,34 +10,6 @@ import (
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 )
-
-// A Geometry is a [manifest.Geometry] of a device that may grow while it is in use.
-// Whoever looks twice may find it larger the second time, never smaller. All methods
-// but Set are safe for concurrent use.
-type Geometry struct {
-	BlockSize int // in bytes; never changes
-	size      atomic.Int64
-}
-
-// Set makes it that of a device, before anybody looks.
-func (g *Geometry) Set(to manifest.Geometry) {
-	g.BlockSize = to.BlockSize
-	g.size.Store(to.Size)
-}
-
-// Grow makes it that of a device of size bytes.
-func (g *Geometry) Grow(size int64) { g.size.Store(size) }
-
-// Get returns the geometry as it is now.
-func (g *Geometry) Get() manifest.Geometry {
-	return manifest.Geometry{Size: g.size.Load(), BlockSize: g.BlockSize}
-}
-
-// Size, Blocks, BlockLen and LeafLen are what Get has now.
-func (g *Geometry) Size() int64              { return g.size.Load() }
-func (g *Geometry) Blocks() int64            { return g.Get().Blocks() }
-func (g *Geometry) BlockLen(block int64) int { return g.Get().BlockLen(block) }
-func (g *Geometry) LeafLen(leaf int64) int   { return g.Get().LeafLen(leaf) }
 
 // Extend gives the layer's file room for a device of size bytes, and makes that
 // durable. The layer stays as it is: an open layer grows by [WriteLayer.Grow], one
@@ -186,9 +157,6 @@ func (c *Clean) Grow(size int64) error {
 	return nil
 }
 
-// Blocks returns how many blocks the device has now.
-func (c *Clean) Blocks() int64 { return c.g.Blocks() }
-
 // GrowClean is [Clean.Grow] for a layer that nobody has open: the one in the folder
 // dir, if there is one whose header can be read. It is for a volume's own layer, when
 // the volume has grown and the process ended before the layer did.
@@ -211,20 +179,6 @@ func GrowClean(fsys vfs.FS, dir string, size int64) (err error) {
 	return nil
 }
 
-// encodeCleanHeader returns the header page of a clean layer's map.
-func encodeCleanHeader(g manifest.Geometry, sealed bool) []byte {
-	format := cleanFormat()
-	header := make([]byte, 0, cleanHeaderLen)
-	if sealed {
-		header = format.AppendSealedHeader(header)
-	} else {
-		header = format.AppendHeader(header)
-	}
-	header = binary.LittleEndian.AppendUint64(header, uint64(g.Size))
-	header = binary.LittleEndian.AppendUint32(header, uint32(g.BlockSize))
-	return format.AppendChecksum(header[:cleanHeaderLen-manifest.ChecksumLen])
-}
-
 // grow makes room for more blocks. What is marked at the same time may be forgotten.
 func (u *usedBlocks) grow(blocks int64) {
 	words := make([]atomic.Uint64, ceilDiv(blocks, wordBits))
@@ -239,20 +193,6 @@ func (u *usedBlocks) grow(blocks int64) {
 // Grow makes the file hold the leaves of a device of size bytes. Those it has of
 // fewer blocks stay.
 func (x *IndexFile) Grow(size int64) { x.g.Grow(size) }
-
-// leafOf returns the leaf that begins a part of an index file, nil if it is cut off:
-// it may have fewer blocks than the device has now.
-func leafOf(data []byte) []byte {
-	const count = manifest.ObjectHeaderLen // where a leaf has the number of its blocks
-	if len(data) < count+4 {
-		return nil
-	}
-	blocks := binary.LittleEndian.Uint32(data[count:])
-	if blocks > manifest.LeafBlocks || manifest.EncodedLeafLen(int(blocks)) > len(data) {
-		return nil
-	}
-	return data[:manifest.EncodedLeafLen(int(blocks))]
-}
 
 // Grow makes the set one of a device of so many blocks. The new ones are not in it.
 func (d *Diverged) Grow(blocks int64) {

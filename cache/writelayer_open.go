@@ -85,9 +85,11 @@ func (w *WriteLayer) format() error {
 }
 
 // OpenWriteLayer opens the layer in dir, which no other process may have open. size
-// must be the device's; a layer of a smaller one that was extended to it grows. If bootID is the one under which the layer was written
-// last, all that was ever written is there; otherwise what was synced is, and of
-// the rest some. All that is there is durable on return.
+// must be the device's; a layer of a smaller one that was extended to it grows. If
+// bootID is the one under which the layer was written last, all that was ever
+// written is there; otherwise what was synced is, and of the rest some. All that is
+// there is durable on return. key is that of the device's lineage; nil: it is not
+// encrypted.
 //
 // A folder without a layer is fs.ErrNotExist: creating it had not been finished. A
 // damaged layer is manifest.ErrCorrupt, one of another version manifest.ErrVersion.
@@ -304,8 +306,8 @@ func (w *WriteLayer) replaceMap(log *markLog, from uint64) error {
 	return nil
 }
 
-// createMap writes a map file of the extents, of a device of size bytes, under a temporary name and makes its
-// bytes durable.
+// createMap writes a map file of the extents, of a device of size bytes, under a
+// temporary name and makes its bytes durable.
 func (w *WriteLayer) createMap(generation uint64, size int64, extents []extent) (*markLog, error) {
 	var nonce [4]byte
 	rand.Read(nonce[:]) // never fails: crypto/rand

@@ -96,10 +96,11 @@ func New(s Source, o Options) *Hydrator {
 }
 
 // Run hydrates the source. It returns nil once every block was seen in the
-// cache or put there, or once it has been through [Options.Blocks], and ctx.Err() when ctx ends before. It never gives up: it
-// waits out a store in trouble, a full cache and a pause, and keeps retrying,
-// ever more rarely, what fails for other reasons. When it returns, every call
-// of the source has returned and every goroutine has ended.
+// cache or put there, or once it has been through [Options.Blocks], and ctx.Err()
+// when ctx ends before. It never gives up: it waits out a store in trouble, a full
+// cache and a pause, and keeps retrying, ever more rarely, what fails for other
+// reasons. When it returns, every call of the source has returned and every
+// goroutine has ended.
 //
 // After it has returned it may be called again, for instance because blocks
 // were evicted. Calling it while it runs is an error.

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -35,6 +36,13 @@ type Ref struct {
 
 // IsHole reports whether r is a hole.
 func (r Ref) IsHole() bool { return r == Ref{} }
+
+// IsZero reports whether a block is all zeros, and so a hole.
+func IsZero(block []byte) bool {
+	// Comparing a slice with itself one byte on is a memequal, which is vectorised; the first
+	// byte anchors it.
+	return len(block) == 0 || block[0] == 0 && bytes.Equal(block[1:], block[:len(block)-1])
+}
 
 // Validate reports whether r is a hole or within the bounds that a leaf can hold: Owner in
 // [1, MaxSerial], Pack ≤ MaxPack, Slot < MaxPackSlots, the stored bytes inside MaxPackSize, and

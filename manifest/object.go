@@ -56,10 +56,10 @@ func (f ObjectFormat) appendHeader(b []byte, flags uint16) []byte {
 // CheckHeader is CheckSealed for an object that is not sealed, or was opened.
 func (f ObjectFormat) CheckHeader(data []byte) error { return f.CheckSealed(data, false) }
 
-// CheckSealed checks that data begins with the header of an object of this kind, sealed or not. Its error wraps
-// [ErrVersion] if the kind is right and the version or a flag is not known, else [ErrCorrupt]. It is
-// to be called before anything else is believed, the length and the checksum included: another
-// version may lay them out differently.
+// CheckSealed checks that data begins with the header of an object of this kind, sealed or not. Its
+// error wraps [ErrVersion] if the kind is right and the version or a flag is not known, else
+// [ErrCorrupt]. It is to be called before anything else is believed, the length and the checksum
+// included: another version may lay them out differently.
 func (f ObjectFormat) CheckSealed(data []byte, sealed bool) error {
 	if len(data) < ObjectHeaderLen {
 		return corrupt(f.Name, "%d bytes are too short for a header", len(data))

@@ -71,9 +71,11 @@ type Attempt struct {
 	uploaded *uploaded   // set by Upload, when all is in the store
 
 	blocksDone atomic.Int64 // number of the block up to which all are packed; for Percent
+	bytesDone  atomic.Int64 // of the source's blocks that are stored, or need not be; for Progress
+	bytesAll   atomic.Int64 // that Source.Bytes says; for Progress
 	storedSum  atomic.Int64
-	beating    atomic.Bool // somebody is in heartbeat
-	beaten     atomic.Bool // a heartbeat was sent, so that there is progress to remove
+	beating    chan struct{} // holds a token while somebody refreshes the progress
+	beaten     atomic.Bool   // a heartbeat was sent, so that there is progress to remove
 }
 
 // Begin checks the plan and records its intent. ErrParentGone: the parent was
@@ -89,7 +91,7 @@ func (s *Store) Begin(ctx context.Context, p Plan) (*Attempt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
-	a := &Attempt{store: s, plan: p, key: key, intent: p.intent(), log: p.Log}
+	a := &Attempt{store: s, plan: p, key: key, intent: p.intent(), log: p.Log, beating: make(chan struct{}, 1)}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -216,6 +218,17 @@ func (a *Attempt) Percent() int {
 	return int(a.blocksDone.Load() * 100 / a.plan.Geometry.Blocks())
 }
 
+// Progress returns how many bytes of blocks are in the store, or need not be put
+// there, and how many there are: those of its source that are no holes. Of a source
+// that cannot tell it is how many bytes of the device the upload has passed, and all.
+func (a *Attempt) Progress() (done, total int64) {
+	if all := a.bytesAll.Load(); all > 0 {
+		return min(a.bytesDone.Load(), all), all
+	}
+	g := a.plan.Geometry
+	return min(a.blocksDone.Load()*int64(g.BlockSize), g.Size), g.Size
+}
+
 // StoredBytes returns the bytes of packs finished so far.
 func (a *Attempt) StoredBytes() int64 { return a.storedSum.Load() }
 
@@ -286,13 +299,16 @@ func (a *Attempt) outcome() manifest.Outcome {
 // tell an owner that waits for others from a lost one.
 func (a *Attempt) KeepAlive(ctx context.Context) { a.heartbeat(ctx) }
 
-// heartbeat refreshes the attempt's progress until ctx ends, unless somebody else
-// does, so that reclaim can tell a slow owner from a lost one.
+// heartbeat refreshes the attempt's progress until ctx ends, so that reclaim can
+// tell a slow owner from a lost one. While somebody else does it waits, to take
+// over.
 func (a *Attempt) heartbeat(ctx context.Context) {
-	if a.beating.Swap(true) {
+	select {
+	case a.beating <- struct{}{}:
+	case <-ctx.Done():
 		return
 	}
-	defer a.beating.Store(false)
+	defer func() { <-a.beating }()
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
 	for {

@@ -205,7 +205,7 @@ func (v *volume) read(ctx context.Context, h *host, s *snapshot.Store) error {
 		return nil
 	}
 	err := v.holds(ctx, imageOf(s, v.root))
-	if v.forgotten && (errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, blockstore.ErrCorrupt)) {
+	if v.forgotten && (errors.Is(err, blockstore.ErrNotExist) || errors.Is(err, manifest.ErrCorrupt)) {
 		return nil // loud, as it should be
 	}
 	return h.excuse(errLost, err)

@@ -73,7 +73,13 @@ func (c *copySource) close() {
 }
 
 // source returns the source for an upload, which calls nothing of it after close.
-func (c *copySource) source() Source { return Source{Extents: c.extents, Read: c.read} }
+func (c *copySource) source() Source {
+	s := Source{Extents: c.extents, Read: c.read}
+	if c.parent == nil {
+		s.Bytes = c.from.Root.DataBlocks * int64(c.from.Geometry().BlockSize)
+	}
+	return s
+}
 
 // extents yields the blocks that differ from the earlier copy's.
 func (c *copySource) extents(yield func(Extent, error) bool) {

@@ -113,5 +113,5 @@ func (s *leavesStream) flush(ctx context.Context) error {
 	s.sent += int64(len(part))
 	s.parts++
 	s.part = nil
-	return s.sender.send(ctx, key, part)
+	return s.sender.send(ctx, key, part, nil)
 }

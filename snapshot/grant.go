@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -97,20 +96,14 @@ func neededData(ctx context.Context, img *Image) (map[uint64]neededObjects, erro
 	for _, part := range img.Root.LeavesParts() {
 		add(part.Owner, manifest.LeavesKey(id(part.Owner), part.Part), 0)
 	}
-	var mu sync.Mutex // guards needed
+	live := &liveness{packs: make(map[packID]*livePack)}
 	err := img.eachSection(ctx, img.Root.Sections, func(_ context.Context, section *manifest.Section) error {
-		mu.Lock()
-		defer mu.Unlock()
-		for p := range section.Packs() {
-			last := p.Slots[len(p.Slots)-1].Slot
-			bytes := slotTableSize(int(last)+1, img.key)
-			for _, slot := range p.Slots {
-				bytes += int64(slot.Length)
-			}
-			add(section.Owner(), manifest.PackKey(id(section.Owner()), p.Pack), bytes)
-		}
+		live.add(section)
 		return nil
 	})
+	for p, pack := range live.packs {
+		add(p.owner, manifest.PackKey(id(p.owner), p.number), pack.size(img.key))
+	}
 	return needed, err
 }
 

@@ -162,12 +162,13 @@ func (w *indexWriter) finishPack(ctx context.Context) error {
 		}
 	}
 	key := manifest.PackKey(w.attempt.ID(), w.packs)
+	bytes := int64(len(w.places)) * int64(w.attempt.plan.Geometry.BlockSize)
 	w.pack, w.places = nil, w.places[:0]
 	w.packs++
 	w.result.packs++
 	w.result.storedBytes += int64(len(object))
 	w.attempt.storedSum.Add(int64(len(object)))
-	if err := w.sender.send(ctx, key, object); err != nil {
+	if err := w.sender.send(ctx, key, object, func() { w.attempt.bytesDone.Add(bytes) }); err != nil {
 		return err
 	}
 	if w.packs%manifest.SectionPacks == 0 {

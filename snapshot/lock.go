@@ -131,8 +131,12 @@ func (s *Store) SetLock(ctx context.Context, id manifest.SnapshotID, r LockReque
 // Unlock takes a snapshot's lock away. ErrLocked: the lock does not allow it.
 // ErrNotLocked: there is none, or it has expired.
 func (s *Store) Unlock(ctx context.Context, id manifest.SnapshotID) error {
+	tried := false
 	_, err := s.changeLock(ctx, id, func(old *manifest.Lock, d Description, now time.Time) (*manifest.Lock, error) {
-		if old == nil {
+		switch {
+		case old == nil && tried: // perhaps by ourselves, and the reply was lost
+			return nil, nil
+		case old == nil:
 			return nil, fmt.Errorf("%w: %s", ErrNotLocked, id)
 		}
 		switch held := lockState(*old, d.End, now); held.State {
@@ -141,6 +145,7 @@ func (s *Store) Unlock(ctx context.Context, id manifest.SnapshotID) error {
 		case manifest.LockStateCompliance:
 			return nil, fmt.Errorf("%w: nobody can unlock it before", held.refuse(id))
 		}
+		tried = true
 		return nil, nil
 	})
 	if err != nil {

@@ -219,31 +219,3 @@ func TestSlotSetIsASet(t *testing.T) {
 		}
 	})
 }
-
-func TestIsZero(t *testing.T) {
-	for _, n := range []int{0, 1, 2, 511, 4096, 65536} {
-		p := make([]byte, n)
-		if !isZero(p) {
-			t.Errorf("%d zeros are not", n)
-		}
-		for i := 0; i < n; i += max(1, n/100) {
-			p[i] = 1
-			if isZero(p) {
-				t.Errorf("%d bytes with a 1 at %d are zeros", n, i)
-			}
-			p[i] = 0
-		}
-		if n > 0 {
-			p[n-1] = 0x80
-			if isZero(p) {
-				t.Errorf("%d bytes with a last one that is not", n)
-			}
-		}
-		for i := range p {
-			p[i] = 7 // equal to itself one on
-		}
-		if n > 0 && isZero(p) {
-			t.Errorf("%d sevens are zeros", n)
-		}
-	}
-}

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"runtime"
@@ -57,7 +56,7 @@ func (p *preparer) prepare(ctx context.Context, j *job) (err error) {
 	}
 	compressor := <-p.cores
 	defer func() { p.cores <- compressor }()
-	if isZero(block) {
+	if manifest.IsZero(block) {
 		j.hole = true
 		return nil
 	}
@@ -81,13 +80,6 @@ func (p *preparer) release(j *job) {
 		p.stored.put(j.stored[:p.blockSize])
 		j.stored = nil
 	}
-}
-
-// isZero reports whether a block is all zeros.
-func isZero(p []byte) bool {
-	// Comparing a slice with itself one byte on is a memequal, which is
-	// vectorised; the first byte anchors it.
-	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
 
 // A freelist keeps things that cost something to make, as many as its capacity.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +62,48 @@ func testReclaimAbortsAttemptsWhoseOwnerIsLost(t *testing.T, newWorld func(testi
 		}
 		w.mustHold(w.open(alive.ID()), d)
 		w.wantNone("progress/")
+	})
+}
+
+// Who waits for others with what was uploaded is alive, whether KeepAlive or the
+// upload began first to say so.
+func TestAnAttemptIsKeptAliveAfterItsUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := newDevice(20*testBlock).random(1, span(0, 20)...)
+		slow := d.since(nil)
+		reading, read := make(chan struct{}), make(chan struct{})
+		slow.Read = func(ctx context.Context, block int64, p []byte) error {
+			if block == 3 {
+				close(reading)
+				<-read
+			}
+			return d.read(ctx, block, p)
+		}
+		a, err := w.store.Begin(w.ctx, w.plan(nil, d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() { done <- a.Upload(w.ctx, slow) }()
+		<-reading
+		ctx, stop := context.WithCancel(w.ctx)
+		var keeping sync.WaitGroup
+		keeping.Go(func() { a.KeepAlive(ctx) })
+		synctest.Wait()
+		close(read)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if r := w.reclaim(); r.Aborted != 0 {
+			t.Errorf("it was taken for lost: %+v", r)
+		}
+		stop()
+		keeping.Wait()
+		if _, err := a.Commit(w.ctx); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -52,7 +52,7 @@ func testReadAllGoesOnAfterABadBlock(t *testing.T, newWorld func(testing.TB) *wo
 	if err := img.ReadAll(w.ctx, log.noteRead, log.noteBad); err != nil || len(log.read) != 19 || !slices.Equal(log.bad, []int64{7}) {
 		t.Errorf("read %v, bad are %v, %v", log.read, log.bad, err)
 	}
-	if err := img.ReadAll(w.ctx, log.noteRead, nil); !errors.Is(err, blockstore.ErrCorrupt) || !strings.Contains(err.Error(), "block 7:") {
+	if err := img.ReadAll(w.ctx, log.noteRead, nil); !errors.Is(err, manifest.ErrCorrupt) || !strings.Contains(err.Error(), "block 7:") {
 		t.Errorf("read: %v", err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -56,6 +55,10 @@ func (s *Store) Lineages(ctx context.Context) ([]manifest.LineageID, error) {
 	}
 	return ids, nil
 }
+
+// TellFreed has Reclaim tell, by and by, how many bytes it has freed since it told
+// last: from several goroutines, of one lineage once at a time. It is set before use.
+func (s *Store) TellFreed(freed func(bytes int64)) { s.freed = freed }
 
 // Reclaim removes every object of a lineage that no live, pinned or pending
 // snapshot refers to, and rewrites packs of which they refer to a part. Pending
@@ -128,7 +131,7 @@ func (s *Store) reclaim(ctx context.Context, swept sweptSet, result *Reclaimed) 
 	if err != nil {
 		return err
 	}
-	sweep := &sweep{objects: s.objects, key: key, live: live, rewriters: make(places, rewrites), result: result}
+	sweep := &sweep{objects: s.objects, key: key, live: live, rewriters: make(places, rewrites), result: result, freed: s.freed}
 	return sweep.all(ctx, dead)
 }
 
@@ -175,10 +178,19 @@ type sweep struct {
 	key       *crypt.Key // of the lineage; nil: not encrypted
 	live      *liveness
 	rewriters places // of all sweeps together
+	freed     func(bytes int64)
 
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex // guards the fields below, and the calls of freed
 	result  *Reclaimed
 	damaged []error
+}
+
+// free counts bytes as freed. The caller holds mu.
+func (s *sweep) free(bytes int64) {
+	s.result.Bytes += bytes
+	if s.freed != nil {
+		s.freed(bytes)
+	}
 }
 
 func (s *sweep) all(ctx context.Context, dead []manifest.SnapshotID) error {
@@ -268,28 +280,9 @@ func (d *deleteList) flush(ctx context.Context) error {
 	d.sweep.mu.Lock()
 	defer d.sweep.mu.Unlock()
 	d.sweep.result.Objects += len(d.keys)
-	d.sweep.result.Bytes += d.bytes
+	d.sweep.free(d.bytes)
 	d.keys, d.bytes = d.keys[:0], 0
 	return nil
-}
-
-// fills reports whether a pack object of this size has no room for any dead
-// bytes. It may be false also for one that has none, if its last slots are
-// dead: its slot table tells.
-func (p *livePack) fills(o blockstore.Info, key *crypt.Key) bool {
-	return o.Size == p.size(key)
-}
-
-// size is how long a pack is at the least, with these slots live.
-func (p *livePack) size(key *crypt.Key) int64 {
-	return p.bytes + int64(p.slots.len()*key.Overhead()) + slotTableSize(p.slots.last()+1, key)
-}
-
-// slotTableSize is the size in bytes of the slot table of a pack of n slots, sealed if
-// key is not nil.
-func slotTableSize(n int, key *crypt.Key) int64 {
-	dead := slices.Repeat([]blockstore.Slot{{Dead: true}}, n)
-	return (&blockstore.SlotTable{Slots: dead, Key: key}).PackLen()
 }
 
 // rewrite rewrites a pack without its dead slots, if it has any.
@@ -308,7 +301,7 @@ func (s *sweep) rewrite(ctx context.Context, id manifest.SnapshotID, number uint
 	}
 	if freed > 0 {
 		s.result.Rewritten++
-		s.result.Bytes += freed
+		s.free(freed)
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func testReclaimKeepsADamagedPackAndGoesOn(t *testing.T, newWorld func(testing.T
 	w.delete(one.ID(), two.ID())
 	w.faults.Inject(blockstoretest.Rule{Op: blockstoretest.OpGet, Prefix: manifest.PackKey(one.ID(), 0)}, blockstoretest.Fault{Flip: true})
 	r, err := w.store.Reclaim(w.ctx, w.lineage)
-	if !errors.Is(err, blockstore.ErrCorrupt) || !strings.Contains(err.Error(), one.ID().String()) {
+	if !errors.Is(err, manifest.ErrCorrupt) || !strings.Contains(err.Error(), one.ID().String()) {
 		t.Errorf("reclaim: %v", err)
 	}
 	if r.Rewritten != 1 || r.Dead != 2 {
@@ -263,4 +263,40 @@ func testDamagedRecordsCanBeDeleted(t *testing.T, newWorld func(testing.TB) *wor
 			w.mustHold(w.open(fine.ID()), d)
 		})
 	}
+}
+
+// Records of deleted snapshots stay for ever: what a reclaim keeps of each in memory
+// is little.
+func TestSurveyKeepsNoRootsOfDeletedSnapshots(t *testing.T) {
+	plainAndSealed(t, testSurveyKeepsNoRootsOfDeletedSnapshots)
+}
+
+func testSurveyKeepsNoRootsOfDeletedSnapshots(t *testing.T, newWorld func(testing.TB) *world) {
+	w := newWorld(t)
+	d := newDevice(2*testBlock).tiny(1, 0)
+	live := w.create(nil, nil, d)
+	pinned := w.create(nil, nil, d)
+	if err := w.store.Pin(w.ctx, pinned.ID(), snapshot.Holder{ID: "vol"}); err != nil {
+		t.Fatal(err)
+	}
+	parent := w.create(nil, nil, d)
+	child := d.tiny(2, 1)
+	pending := w.begin(w.plan(parent, child), d, child)
+	w.delete(pinned.ID(), parent.ID())
+	for range 3 {
+		w.delete(w.create(nil, nil, d).ID())
+	}
+	got, err := snapshot.SurveyedRoots(w.ctx, w.store, w.lineage)
+	if want := len(live.Outcome.Root) + len(pinned.Outcome.Root); err != nil || got != want {
+		t.Errorf("%d bytes of roots in memory (%v), want %d", got, err, want)
+	}
+	if r := w.reclaim(); r.Roots != 3 || r.Dead != 3 {
+		t.Errorf("%+v", r)
+	}
+	w.mustHold(pinned, d)
+	outcome, err := pending.Commit(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mustHold(w.open(outcome.Snapshot), child)
 }

@@ -70,7 +70,7 @@ func (st *stage) tolerant(serial uint64) *host {
 		}
 		h.told[st.id(serial)] = deleted
 		_, err := s.Reclaim(ctx, st.lineage)
-		if errors.Is(err, blockstore.ErrCorrupt) {
+		if errors.Is(err, manifest.ErrCorrupt) {
 			return nil
 		}
 		return h.excuse(errFailed, err)

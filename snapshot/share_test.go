@@ -86,7 +86,9 @@ func TestWhatMayNotBeSharedIsNot(t *testing.T) {
 }
 
 // A grant is what the snapshot refers to, and nothing else.
-func TestAGrantIsWhatIsNeeded(t *testing.T) {
+func TestAGrantIsWhatIsNeeded(t *testing.T) { plainAndSealed(t, testAGrantIsWhatIsNeeded) }
+
+func testAGrantIsWhatIsNeeded(t *testing.T, newWorld func(testing.TB) *world) {
 	w := newWorld(t)
 	d := newDevice(4*testBlock).tiny(1, 0, 1, 2)
 	first := w.create(nil, nil, d)

@@ -22,7 +22,7 @@ var (
 // and buckets that keep former versions. The next Reclaim frees the space. ErrNotFound,
 // ErrNotEncrypted; ErrLocked if a lock is in force on one of its snapshots; ErrPinned,
 // unless pinned, if a volume or a mount has one in use. A lineage that was shredded
-// already is fine.
+// already is fine. A lock that is set at the same moment may come too late.
 func (s *Store) Shred(ctx context.Context, id manifest.LineageID, pinned bool) error {
 	err := s.shred(ctx, id, pinned)
 	if err != nil {
@@ -71,6 +71,12 @@ func (s *Store) shred(ctx context.Context, id manifest.LineageID, pinned bool) e
 	data, err := manifest.EncodeRecord(record)
 	if err == nil {
 		_, err = s.objects.Put(ctx, manifest.LineageKey(id), data, blockstore.IfMatch(etag))
+	}
+	if errors.Is(err, blockstore.ErrChanged) { // perhaps by ourselves, and the reply was lost
+		there, thereErr := s.encryption(ctx, id)
+		if thereErr == nil && there != nil && there.Shredded {
+			err = nil
+		}
 	}
 	if err != nil {
 		return err

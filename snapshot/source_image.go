@@ -113,11 +113,8 @@ func (f *FileSource) Close() error { return f.file.Close() }
 // Source returns what an attempt with blocks of a given size, in bytes, is to
 // upload. It may be made with a parent: the whole of the image is compared.
 func (f *FileSource) Source(blockSize int) Source {
-	return Source{
-		Extents: func(yield func(Extent, error) bool) { f.extents(int64(blockSize), yield) },
-		Read:    f.read,
-		Check:   f.Changed,
-	}
+	extents := func(yield func(Extent, error) bool) { f.extents(int64(blockSize), yield) }
+	return Source{Extents: extents, Read: f.read, Check: f.Changed, Bytes: ExtentBytes(extents, blockSize)}
 }
 
 // extents yields every block of the image, ascending. A block that lies in the

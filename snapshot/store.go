@@ -62,7 +62,7 @@ var (
 // is no verdict.
 func isDamage(err error) bool {
 	for _, damage := range []error{
-		blockstore.ErrNotExist, blockstore.ErrShort, blockstore.ErrTooLarge, blockstore.ErrCorrupt, manifest.ErrCorrupt, manifest.ErrVersion,
+		blockstore.ErrNotExist, blockstore.ErrShort, blockstore.ErrTooLarge, manifest.ErrCorrupt, manifest.ErrVersion,
 	} {
 		if errors.Is(err, damage) {
 			return true
@@ -85,6 +85,7 @@ type Store struct {
 	keys    Keys   // nil: none
 	owner   string // recorded in the snapshots begun here; "": none
 	records RecordCache
+	freed   func(bytes int64) // told by Reclaim; nil: nobody is
 
 	mu       sync.Mutex // guards the fields below
 	id       string     // "" until store.json was read

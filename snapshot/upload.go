@@ -38,6 +38,24 @@ type Source struct {
 	// Check, if set, is called after the last Read. Its error fails the
 	// upload: what was read is not the content of any one moment.
 	Check func() error
+
+	// Bytes, for progress alone, is how many bytes of blocks the Extents that are
+	// no holes come to, about; 0: not known.
+	Bytes int64
+}
+
+// ExtentBytes returns what Source.Bytes is to be for extents that can be gone
+// through twice; 0 if they fail.
+func ExtentBytes(extents iter.Seq2[Extent, error], blockSize int) (bytes int64) {
+	for e, err := range extents {
+		if err != nil {
+			return 0
+		}
+		if !e.Hole {
+			bytes += e.Count * int64(blockSize)
+		}
+	}
+	return bytes
 }
 
 // Bounds of the upload, at most. With blocks of the default size they keep it
@@ -116,6 +134,7 @@ func (a *Attempt) Upload(ctx context.Context, src Source) error {
 
 func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	var u *uploaded
+	a.bytesAll.Store(src.Bytes)
 	sends, budget := bounds(a.plan.Memory)
 	senders := newCrew(ctx, make(places, sends))
 	index := newIndexWriter(a, &sender{a.store.objects, senders})
@@ -127,6 +146,9 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 	blocks := newPreparer(a.plan.Geometry.BlockSize, src.Read, workers, ahead)
 	err := senders.lead(func(ctx context.Context) (err error) {
 		emit := func(ctx context.Context, j *job) error {
+			if j.data && (j.same || j.hole || !j.there.IsHole()) { // else it is done when its pack is stored
+				a.bytesDone.Add(int64(a.plan.Geometry.BlockSize))
+			}
 			if err := index.add(ctx, j); err != nil {
 				return err
 			}
@@ -158,6 +180,7 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 		return nil, err
 	}
 	a.blocksDone.Store(a.plan.Geometry.Blocks())
+	a.bytesDone.Store(a.bytesAll.Load())
 	return u, nil
 }
 
@@ -166,6 +189,7 @@ func (a *Attempt) upload(ctx context.Context, src Source) (*uploaded, error) {
 type job struct {
 	first, count int64
 	hole         bool
+	data         bool         // of an extent that is no hole, though the block may turn out to be one
 	there        manifest.Ref // where an earlier run has put the block; a hole's: nowhere
 	parent       *parentLeaf  // nil: all holes there
 
@@ -237,7 +261,7 @@ func (l *parentLeaves) cut(e Extent, yield func(*job) bool) bool {
 	end := e.First + e.Count
 	if !e.Hole {
 		for block := e.First; block < end; block++ {
-			if !yield(&job{first: block, count: 1, there: e.Stored, parent: l.get(block / manifest.LeafBlocks)}) {
+			if !yield(&job{first: block, count: 1, data: true, there: e.Stored, parent: l.get(block / manifest.LeafBlocks)}) {
 				return false
 			}
 		}
@@ -281,10 +305,16 @@ type sender struct {
 	crew    *crew
 }
 
-// send puts an object, of which it keeps the data. It blocks while too many
-// are on their way. An error of the Put ends the crew.
-func (s *sender) send(ctx context.Context, key string, data []byte) error {
-	return s.crew.run(ctx, func(ctx context.Context) error { return putOwn(ctx, s.objects, key, data) })
+// send puts an object, of which it keeps the data, and then calls stored, unless that
+// is nil. It blocks while too many are on their way. An error of the Put ends the crew.
+func (s *sender) send(ctx context.Context, key string, data []byte, stored func()) error {
+	return s.crew.run(ctx, func(ctx context.Context) error {
+		err := putOwn(ctx, s.objects, key, data)
+		if err == nil && stored != nil {
+			stored()
+		}
+		return err
+	})
 }
 
 // putOwn puts an object that only this attempt may write, and once.

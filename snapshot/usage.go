@@ -108,7 +108,7 @@ func (u *usage) countSections(ctx context.Context) error {
 				continue
 			}
 			if pack == nil { // its own, in which it refers to every slot
-				u.bytes += slotTableSize(len(p.Slots), u.img.key)
+				u.bytes += int64(blockstore.SlotTableLen(len(p.Slots), u.img.key))
 			}
 			for _, slot := range p.Slots {
 				if pack == nil || !pack.slots.has(slot.Slot) {

@@ -123,18 +123,6 @@ func (f Finding) Error() string {
 // Unwrap returns Err.
 func (f Finding) Unwrap() error { return f.Err }
 
-// Verify checks all of a committed snapshot: [Store.Check] of it, with every
-// block read. onProblem, if set, is told of each finding.
-func (s *Store) Verify(ctx context.Context, id manifest.SnapshotID, onProblem func(error)) (Report, error) {
-	report, err := s.Check(ctx, Check{Snapshot: id, Share: 1})
-	if err == nil && onProblem != nil {
-		for _, f := range report.Findings {
-			onProblem(f)
-		}
-	}
-	return *report, err
-}
-
 // Check verifies a snapshot, or the whole store. Of every snapshot that must be
 // whole it checks the records, the root, each leaf, that the footer lists
 // exactly what the leaves refer to, that each pack is there, and of the blocks
@@ -256,11 +244,11 @@ func (c *checker) sortOut(ctx context.Context) (map[manifest.LineageID][]manifes
 }
 
 // explain tells whether a key is one of lazyvol's, of which lineage, and whose
-// data. Objects of the kinds that are reserved are somebody else's business.
+// data. Traces and events are advice: nothing depends on them.
 func explain(key string) (lineage manifest.LineageID, owner manifest.SnapshotID, ok bool) {
 	kind, rest, _ := strings.Cut(key, "/")
 	switch kind {
-	case manifest.StoreKey(), manifest.PolicyKey(), "traces", "events":
+	case manifest.StoreKey(), manifest.PolicyKey(), manifest.KindTraces, manifest.KindEvents:
 		return 0, owner, true
 	case manifest.KindSets:
 		_, err := manifest.ParseSetOutcomeKey(key)

@@ -170,6 +170,75 @@ func TestCheckTellsOfStrangeObjects(t *testing.T) {
 	}
 }
 
+// Of each lineage the pending snapshots are told, though several are looked at at
+// once.
+func TestCheckTellsOfThePendingOfAllLineages(t *testing.T) {
+	w := newWorld(t)
+	d := newDevice(2*testBlock).tiny(1, 0)
+	var pending []manifest.SnapshotID
+	for range 32 {
+		lineage, err := w.store.CreateLineage(w.ctx, testBlock, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := snapshot.NewPlan(lineage.ID)
+		plan.Geometry = d.geometry
+		pending = append(pending, w.begin(plan, nil, d).ID())
+	}
+	slices.SortFunc(pending, func(a, b manifest.SnapshotID) int { return strings.Compare(a.String(), b.String()) })
+	report, err := w.store.Check(w.ctx, snapshot.Check{})
+	if err != nil || !slices.Equal(report.Pending, pending) {
+		t.Errorf("told of %v (%v), want %v", report.Pending, err, pending)
+	}
+}
+
+// What an outcome copied from its intent is compared with it, field by field.
+func TestCheckComparesIntentsWithOutcomes(t *testing.T) {
+	w := newWorld(t)
+	d := newDevice(4*testBlock).tiny(1, 0, 1)
+	parent := w.create(nil, nil, d)
+	plan := w.plan(parent, d)
+	plan.Owner, plan.Description, plan.Tags = "someone", "of a test", map[string]string{"a": "b"}
+	plan.Volume, plan.CopiedFrom = manifest.NewVolumeID(), &manifest.CopySource{Store: manifest.NewNonce(), Snapshot: manifest.NewSnapshotID(w.lineage)}
+	outcome, err := w.store.Create(w.ctx, plan, d.since(d), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := outcome.Snapshot
+	key := manifest.IntentKey(id)
+	good := w.contents()[key]
+	for field, change := range map[string]func(*manifest.Intent){
+		"nonce":         func(i *manifest.Intent) { i.Nonce = manifest.NewNonce() },
+		"parent":        func(i *manifest.Intent) { i.Parent = nil },
+		"volume":        func(i *manifest.Intent) { i.Volume = "" },
+		"size":          func(i *manifest.Intent) { i.Size += manifest.SectorSize },
+		"block size":    func(i *manifest.Intent) { i.BlockSize *= 2 },
+		"start":         func(i *manifest.Intent) { i.Start = i.Start.Add(time.Second) },
+		"owner":         func(i *manifest.Intent) { i.Owner = "another" },
+		"description":   func(i *manifest.Intent) { i.Description = "" },
+		"tags":          func(i *manifest.Intent) { i.Tags = nil },
+		"source":        func(i *manifest.Intent) { i.CopiedFrom.Store = manifest.NewNonce() },
+		"source at all": func(i *manifest.Intent) { i.CopiedFrom = nil },
+		"set":           func(i *manifest.Intent) { i.Set = manifest.NewSetID() },
+		"nothing":       func(*manifest.Intent) {},
+	} {
+		intent, err := manifest.DecodeRecord[manifest.Intent](good)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&intent)
+		w.put(key, intent)
+		report, err := w.reopen().Check(w.ctx, snapshot.Check{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := slices.ContainsFunc(report.Findings, func(f snapshot.Finding) bool { return f.Object == key })
+		if found != (field != "nothing") {
+			t.Errorf("another %s: %v", field, report.Findings)
+		}
+	}
+}
+
 // immaterial are the fields of records that nothing depends on, by kind: they
 // are for people, or nobody else knows them.
 var immaterial = map[string][]string{

@@ -1,13 +1,11 @@
 package snapshot
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
 	"slices"
 
-	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
 
@@ -22,35 +20,6 @@ const (
 	// snapshot, so that few packs are needed twice.
 	maxWants = 1 << 16
 )
-
-// A rootCheck is the check of one snapshot that must be whole.
-type rootCheck struct {
-	id       manifest.SnapshotID
-	outcome  manifest.Outcome
-	geometry manifest.Geometry
-
-	unread     bool // a part of the index, so that the sums below mean nothing
-	leaves     slotSum
-	sections   slotSum
-	dataBlocks int64 // in its leaves
-	ownBlocks  int64 // of these, uploaded by itself
-	count      counts
-	ends       map[uint32]int64 // of the parts of its own leaves stream: it refers to all of it
-}
-
-// A slotSum is a digest of a multiset of slots and their lengths: whatever the
-// order in which they were added, and in which parts. With two seeds of 64 bits
-// that nobody knows, different sets have the same sum with a chance of 2⁻¹²⁸.
-type slotSum struct {
-	slots int64
-	sums  [2]uint64
-}
-
-func (s *slotSum) add(t slotSum) {
-	s.slots += t.slots
-	s.sums[0] += t.sums[0]
-	s.sums[1] += t.sums[1]
-}
 
 // An indexCheck compares the leaves of roots with their footers, and finds the
 // blocks to be read.
@@ -88,20 +57,6 @@ type want struct {
 	in    []*leafVersion // all versions of the leaf that the block is in
 }
 
-// sum adds a slot to a digest.
-func (c *indexCheck) sum(to *slotSum, owner uint64, pack uint32, slot uint16, length uint32) {
-	type entry struct {
-		owner  uint64
-		pack   uint32
-		slot   uint16
-		length uint32
-	}
-	to.slots++
-	for i, seed := range c.seeds {
-		to.sums[i] += maphash.Comparable(seed, entry{owner, pack, slot, length})
-	}
-}
-
 func newIndexCheck(c *lineageCheck) *indexCheck {
 	x := &indexCheck{
 		lineageCheck: c, seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
@@ -125,165 +80,6 @@ func (c *lineageCheck) indexes(ctx context.Context) error {
 		return err
 	}
 	return x.compare(ctx)
-}
-
-// eachWindow reads the roots, and calls footers when their footers are known,
-// and leaves with the leaves of each window.
-func (c *indexCheck) eachWindow(ctx context.Context, footers func(context.Context) error, leaves func(context.Context, []*leafVersion) error) error {
-	// The footers are in the roots, which the first window reads anyway.
-	versions, next, err := c.look(ctx, 0, true)
-	if err == nil {
-		err = footers(ctx)
-	}
-	for err == nil {
-		if err = leaves(ctx, versions); err != nil || next < 0 {
-			return err
-		}
-		versions, next, err = c.look(ctx, next, false)
-	}
-	return err
-}
-
-// look reads the roots, and returns their leaves in the window that begins with
-// a given leaf, and where the next one begins: -1 if this is the last.
-func (c *indexCheck) look(ctx context.Context, from int64, first bool) ([]*leafVersion, int64, error) {
-	type key struct {
-		manifest.LeafRef
-		blocks int
-	}
-	span := int64(max(1, c.window/max(1, len(c.roots))))
-	found := make(map[key]*leafVersion)
-	var versions []*leafVersion
-	next := int64(-1)
-	load := func(ctx context.Context, r *rootRead) (err error) {
-		r.root, err = c.readRoot(ctx, r.rootCheck, first)
-		return err
-	}
-	roots := func(yield func(*rootRead, error) bool) {
-		for _, r := range c.roots {
-			if !yield(&rootRead{rootCheck: r}, nil) {
-				return
-			}
-		}
-	}
-	err := inOrder(ctx, rootReads, rootReads, roots, load, func(_ context.Context, r *rootRead) error {
-		if r.root == nil {
-			return nil
-		}
-		if first {
-			c.addFooter(r)
-		}
-		i, _ := slices.BinarySearchFunc(r.root.Leaves, from, func(l manifest.LeafRef, n int64) int { return cmp.Compare(l.Leaf, n) })
-		for ; i < len(r.root.Leaves); i++ {
-			ref := r.root.Leaves[i]
-			if ref.Leaf >= from+span {
-				if next < 0 || ref.Leaf < next {
-					next = ref.Leaf
-				}
-				break
-			}
-			k := key{ref, r.geometry.LeafLen(ref.Leaf)}
-			v := found[k]
-			if v == nil {
-				v = &leafVersion{ref: ref, blocks: k.blocks}
-				found[k] = v
-				versions = append(versions, v)
-			}
-			v.roots = append(v.roots, r.rootCheck)
-		}
-		return nil
-	})
-	slices.SortStableFunc(versions, func(a, b *leafVersion) int { return cmp.Compare(a.ref.Leaf, b.ref.Leaf) })
-	return versions, next, err
-}
-
-// A rootRead is a root on its way.
-type rootRead struct {
-	*rootCheck
-	root *manifest.Root
-}
-
-// readRoot reads a root; nil if it cannot be. What is wrong with it is told the
-// first time.
-func (c *indexCheck) readRoot(ctx context.Context, r *rootCheck, first bool) (*manifest.Root, error) {
-	key := manifest.RootKey(r.id)
-	data, _, err := c.store.objects.Get(ctx, key, manifest.MaxRootLength+crypt.ObjectOverhead)
-	var root *manifest.Root
-	if err == nil {
-		root, err = decodeRoot(r.id, r.outcome, data, c.key)
-	}
-	if err != nil && !isDamage(err) {
-		return nil, err
-	}
-	harm := []Harm{{Snapshot: r.id}}
-	if err != nil {
-		// The copy in the outcome is as good, if there is one.
-		outcome, copyErr := c.store.outcome(ctx, r.id)
-		if copyErr == nil && len(outcome.Root) > 0 {
-			root, copyErr = decodeRoot(r.id, r.outcome, outcome.Root, c.key)
-		}
-		if copyErr != nil && !isDamage(copyErr) {
-			return nil, copyErr
-		}
-		if root == nil {
-			harm[0].Ranges = []Range{{0, r.outcome.Size}}
-			r.unread = true
-		}
-		if first {
-			c.suspect(Finding{Object: key, Err: err, Harm: harm, repair: damage{root: &r.outcome}})
-		}
-		if root == nil {
-			return nil, nil
-		}
-	}
-	r.geometry = root.Geometry
-	if o := r.outcome; first && err == nil && (o.RootLength != int64(len(data)) || o.DataBlocks != root.DataBlocks) {
-		c.suspect(Finding{Object: manifest.OutcomeKey(r.id), Harm: harm, Err: disagrees(
-			"it tells of a root of %d bytes with %d blocks, and that has %d and %d", o.RootLength, o.DataBlocks, len(data), root.DataBlocks)})
-	}
-	return root, nil
-}
-
-// addFooter adds what a root refers to.
-func (c *indexCheck) addFooter(r *rootRead) {
-	for _, part := range r.root.LeavesParts() {
-		c.parts[part] = true
-	}
-	r.ends = make(map[uint32]int64)
-	own := func(offset int64, length int) {
-		part, within := manifest.SplitOffset(offset)
-		r.ends[part] = max(r.ends[part], within+int64(length+c.key.ObjectOverhead()))
-	}
-	for _, ref := range r.root.Leaves {
-		if ref.Owner == r.id.Serial {
-			own(ref.Offset, manifest.EncodedLeafLen(r.geometry.LeafLen(ref.Leaf)))
-		}
-	}
-	for _, ref := range r.root.Sections {
-		if ref.Home == r.id.Serial {
-			own(ref.Offset, int(ref.Length))
-		}
-		v := c.sections[ref]
-		if v == nil {
-			v = &sectionVersion{ref: ref}
-			c.sections[ref] = v
-		}
-		v.roots = append(v.roots, r.rootCheck)
-	}
-}
-
-// image returns something to read the index of a root through.
-func (c *indexCheck) image(r *rootCheck) *Image {
-	return &Image{Root: &manifest.Root{Snapshot: r.id, Geometry: r.geometry}, objects: c.store.objects, key: c.key}
-}
-
-// harmAll returns a harm to all roots, without ranges.
-func harmAll(roots []*rootCheck) []Harm {
-	var harm []Harm
-	for _, r := range roots {
-		harm = append(harm, Harm{Snapshot: r.id})
-	}
-	return harm
 }
 
 // owner returns the id of a snapshot of the lineage.
@@ -408,106 +204,4 @@ func (c *indexCheck) drawn(ref manifest.Ref) bool {
 		h ^= h >> 31
 	}
 	return float64(h>>11)/(1<<53) < c.Share
-}
-
-// compare compares, of each root, the leaves with the footer, and both with the
-// root and the outcome. Reclaim believes the footer.
-func (c *indexCheck) compare(ctx context.Context) error {
-	for _, r := range c.roots {
-		if r.unread {
-			continue
-		}
-		harm := []Harm{{Snapshot: r.id}}
-		if r.dataBlocks != r.outcome.DataBlocks || r.ownBlocks != r.outcome.UploadedBlocks {
-			c.suspect(Finding{Object: manifest.RootKey(r.id), Harm: harm, Err: disagrees(
-				"its leaves have %d blocks of data, %d of them uploaded by itself, and the outcome says %d and %d",
-				r.dataBlocks, r.ownBlocks, r.outcome.DataBlocks, r.outcome.UploadedBlocks)})
-		}
-		// As long as it must be whole nobody removes any of what it uploaded.
-		if o := r.outcome; r.count.packs != o.Packs || r.count.parts != o.LeavesLength && !r.count.tail {
-			c.suspect(Finding{Object: manifest.OutcomeKey(r.id), Harm: harm, Err: disagrees(
-				"it tells of %d packs and %d bytes of leaves, and %d and %d are in the store", o.Packs, o.LeavesLength, r.count.packs, r.count.parts)})
-		} else if r.count.bytes != o.StoredBytes {
-			c.note("%s has %d bytes in the store, and its outcome says %d", r.id, r.count.bytes, o.StoredBytes)
-		}
-		if r.leaves == r.sections {
-			continue
-		}
-		if err := c.explainFooter(ctx, r); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// explainFooter tells in what the leaves and the footer of a root differ. It
-// takes some 8 bytes a block.
-func (c *indexCheck) explainFooter(ctx context.Context, r *rootCheck) error {
-	root, err := c.readRoot(ctx, r, false)
-	if root == nil || err != nil {
-		return err
-	}
-	suspect := func(format string, args ...any) {
-		c.suspect(Finding{Object: manifest.RootKey(r.id), Err: disagrees(format, args...), Harm: []Harm{{Snapshot: r.id}}})
-	}
-	img := &Image{Root: root, objects: c.store.objects, key: c.key}
-	lengths := make(map[packID]map[uint16]uint32) // of the slots that leaves refer to, and no section yet
-	for _, ref := range root.Leaves {
-		leaf, err := img.FetchLeaf(ctx, ref)
-		if err != nil {
-			return c.gone(err)
-		}
-		blocks, refs := leafRead{ref: ref, leaf: leaf}.blocks()
-		for i, ref := range refs {
-			id := packID{ref.Owner, ref.Pack}
-			if lengths[id] == nil {
-				lengths[id] = make(map[uint16]uint32)
-			}
-			if _, twice := lengths[id][ref.Slot]; twice {
-				suspect("block %d: another block, too, refers to slot %d of pack %d of owner %09x", blocks[i], ref.Slot, ref.Pack, ref.Owner)
-			}
-			lengths[id][ref.Slot] = ref.Length
-		}
-	}
-	for _, ref := range root.Sections {
-		section, err := img.fetchSection(ctx, ref)
-		if err != nil {
-			return c.gone(err)
-		}
-		for p := range section.Packs() {
-			id := packID{section.Owner(), p.Pack}
-			strays, wrong := 0, 0
-			for _, slot := range p.Slots {
-				length, ok := lengths[id][slot.Slot]
-				switch {
-				case !ok:
-					strays++
-				case length != slot.Length:
-					wrong++
-				}
-				delete(lengths[id], slot.Slot)
-			}
-			if strays > 0 {
-				suspect("the footer lists %d slots of pack %d of owner %09x that no leaf refers to", strays, p.Pack, id.owner)
-			}
-			if wrong > 0 {
-				suspect("the footer lists %d slots of pack %d of owner %09x with other lengths than the leaves", wrong, p.Pack, id.owner)
-			}
-		}
-	}
-	for id, slots := range lengths {
-		if len(slots) > 0 {
-			suspect("the leaves refer to %d slots of pack %d of owner %09x that the footer does not list", len(slots), id.number, id.owner)
-		}
-	}
-	return nil
-}
-
-// gone drops an error that says that what was read before is gone by now: the
-// snapshot was deleted meanwhile, or else the next check finds it.
-func (c *indexCheck) gone(err error) error {
-	if isDamage(err) {
-		return nil
-	}
-	return err
 }

@@ -120,7 +120,7 @@ func (p *packCheck) whole(ctx context.Context, blockSize int) (rest []want, err 
 		}
 		if table != nil && table.Slots[w.ref.Slot].Checksum != manifest.Checksum(object[off:][:n]) {
 			// As it is now it can be read; no rewrite would take it.
-			p.spoilt(w, fmt.Errorf("%w: slot %d has another checksum than the slot table says", blockstore.ErrCorrupt, w.ref.Slot))
+			p.spoilt(w, fmt.Errorf("%w: slot %d has another checksum than the slot table says", manifest.ErrCorrupt, w.ref.Slot))
 			continue
 		}
 		p.count(w)
@@ -137,7 +137,7 @@ func (p *packCheck) compare(table *blockstore.SlotTable, wants []want) (rest []w
 	}
 	for _, w := range wants {
 		if n := int(w.ref.Slot); n >= len(table.Slots) || table.Slots[n].Dead || table.Slots[n].Block != w.block {
-			p.spoilt(w, fmt.Errorf("%w: slot %d is not as the leaf says", blockstore.ErrCorrupt, n))
+			p.spoilt(w, fmt.Errorf("%w: slot %d is not as the leaf says", manifest.ErrCorrupt, n))
 			continue
 		}
 		rest = append(rest, w)

@@ -7,104 +7,10 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
-	"github.com/lazyvol/lazyvol/crypt"
 	"github.com/lazyvol/lazyvol/manifest"
 )
-
-// A lineageCheck is the check of one lineage, or of one snapshot of it.
-type lineageCheck struct {
-	*checker
-	*survey
-	stored []manifest.SnapshotID                   // that have data
-	roots  []*rootCheck                            // that must be whole, in the order of their ids
-	begun  map[manifest.SnapshotID]manifest.Intent // intents of those that must be whole
-	key    *crypt.Key                              // nil: not encrypted, or the lineage's record is lost
-
-	suspicions []Finding // guarded by checker.mu; to be looked at again at the end
-
-}
-
-func newLineageCheck(c *checker, lineage manifest.LineageID, stored []manifest.SnapshotID) *lineageCheck {
-	return &lineageCheck{
-		checker: c, stored: stored,
-		survey: &survey{
-			store: c.at, lineage: lineage, swept: make(sweptSet),
-			pinned:   make(map[manifest.SnapshotID]bool),
-			outcomes: make(map[manifest.SnapshotID]manifest.Outcome),
-			damaged:  make(map[manifest.SnapshotID]error),
-			pending:  make(map[manifest.SnapshotID]manifest.Intent),
-		},
-		begun: make(map[manifest.SnapshotID]manifest.Intent),
-	}
-}
-
-func (c *lineageCheck) run(ctx context.Context) error {
-	if err := c.listRecords(ctx); err != nil {
-		return err
-	}
-	if err := c.records(ctx); err != nil {
-		return err
-	}
-	for _, id := range c.survey.roots() {
-		if c.Snapshot.IsZero() || id == c.Snapshot {
-			c.roots = append(c.roots, &rootCheck{id: id, outcome: c.outcomes[id]})
-		}
-	}
-	if err := c.indexes(ctx); err != nil {
-		return err
-	}
-	return c.lookAgain(ctx)
-}
-
-// suspect notes what is to be looked at again when all else was.
-func (c *lineageCheck) suspect(f Finding) {
-	if _, data, _ := explain(f.Object); !data.IsZero() && errors.Is(f.Err, blockstore.ErrNotExist) {
-		f.Err = blockstore.ErrNotExist // whoever asked for it, and in which words the store says so
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.suspicions = append(c.suspicions, f)
-}
-
-// listRecords lists what there is of records. Those of one snapshot it does not
-// list, but looks for.
-func (c *lineageCheck) listRecords(ctx context.Context) (err error) {
-	if id := c.Snapshot; !id.IsZero() {
-		c.tombstones = make(map[manifest.SnapshotID]bool)
-		c.outcomes[id] = manifest.Outcome{}
-		c.intents = map[manifest.SnapshotID]time.Duration{id: 0}
-		return nil
-	}
-	// In the order of survey.
-	if c.tombstones, err = c.store.listKind(ctx, manifest.KindTombstones, c.lineage.String()); err != nil {
-		return err
-	}
-	err = c.store.objects.List(ctx, manifest.LineagePrefix(manifest.KindPins, c.lineage), func(info blockstore.Info) error {
-		if id, holder, err := manifest.ParsePinKey(info.Key); err == nil {
-			c.pinned[id] = true
-			c.pins = append(c.pins, PinInfo{Pin: manifest.Pin{Snapshot: id, Holder: holder}, Age: info.Age, Deleted: c.tombstones[id]})
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if c.intents, err = c.listAges(ctx, manifest.KindIntents); err != nil {
-		return err
-	}
-	ended, err := c.store.listKind(ctx, manifest.KindOutcomes, c.lineage.String())
-	if err != nil {
-		return err
-	}
-	for id := range ended {
-		c.outcomes[id] = manifest.Outcome{}
-	}
-	c.progress, err = c.listAges(ctx, manifest.KindProgress)
-	return err
-}
 
 // records checks that every record can be decoded, and agrees with the others.
 func (c *lineageCheck) records(ctx context.Context) error {
@@ -231,37 +137,34 @@ func (c *lineageCheck) checkIntents(ctx context.Context) error {
 		c.judgeOutcome(id, err)
 	}
 	if c.Snapshot.IsZero() {
-		c.report.add(c.pending)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.report.Pending = slices.AppendSeq(c.report.Pending, maps.Keys(c.pending))
 	}
 	return nil
 }
 
-// add lists the pending snapshots.
-func (r *Report) add(pending map[manifest.SnapshotID]manifest.Intent) {
-	r.Pending = append(r.Pending, slices.Collect(maps.Keys(pending))...)
-}
-
 // copied compares an intent with the outcome that says the same.
 func copied(i manifest.Intent, o manifest.Outcome) error {
-	parent := func(p *manifest.SnapshotID) manifest.SnapshotID {
-		if p == nil {
-			return manifest.SnapshotID{}
-		}
-		return *p
-	}
 	for _, field := range []struct {
 		name string
 		same bool
 	}{
-		{"nonce", i.Nonce == o.Nonce}, {"parent", parent(i.Parent) == parent(o.Parent)}, {"volume", i.Volume == o.Volume},
+		{"nonce", i.Nonce == o.Nonce}, {"parent", same(i.Parent, o.Parent)}, {"volume", i.Volume == o.Volume},
 		{"size", i.Size == o.Size}, {"block size", i.BlockSize == o.BlockSize}, {"start", i.Start.Equal(o.Start)},
-		{"owner", i.Owner == o.Owner}, {"set", i.Set == o.Set}, {"description", i.Description == o.Description}, {"tags", maps.Equal(i.Tags, o.Tags)},
+		{"owner", i.Owner == o.Owner}, {"set", i.Set == o.Set}, {"source", same(i.CopiedFrom, o.CopiedFrom)},
+		{"description", i.Description == o.Description}, {"tags", maps.Equal(i.Tags, o.Tags)},
 	} {
 		if !field.same {
 			return disagrees("the intent and the outcome have another %s", field.name)
 		}
 	}
 	return nil
+}
+
+// same reports whether two records have the same of something, or both nothing.
+func same[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
 }
 
 // checkParent checks that a snapshot was made from one that was committed. Its
@@ -298,15 +201,6 @@ func (c *lineageCheck) suspectRecord(key string, err error, ids ...manifest.Snap
 		f.Harm = append(f.Harm, Harm{Snapshot: id})
 	}
 	c.suspect(f)
-}
-
-// unlock gets the lineage's key. That it cannot be had is no damage.
-func (c *lineageCheck) unlock(ctx context.Context) (err error) {
-	c.key, err = c.survey.store.Key(ctx, c.lineage)
-	if errors.Is(err, ErrNotFound) || isDamage(err) {
-		return nil // which checkLineage tells
-	}
-	return err
 }
 
 func (c *lineageCheck) checkLineage(ctx context.Context) error {
@@ -416,131 +310,4 @@ func (c *lineageCheck) checkMeta(ctx context.Context) error {
 			c.suspectRecord(manifest.MetaKey(ids[i]), err, ids[i])
 		}
 	})
-}
-
-// lookAgain judges what was found damaged or missing: it is no damage if the
-// snapshots that it harms need not be whole any more, by now, when all that was
-// found was. What a record says of itself it does not judge.
-func (c *lineageCheck) lookAgain(ctx context.Context) error {
-	stands := make(map[manifest.SnapshotID]standing)
-	for _, f := range c.suspicions {
-		for _, h := range f.Harm {
-			if _, asked := stands[h.Snapshot]; asked {
-				continue
-			}
-			s, err := c.standing(ctx, h.Snapshot)
-			if err != nil {
-				return err
-			}
-			stands[h.Snapshot] = s
-		}
-	}
-	for _, f := range c.suspicions {
-		harmed := len(f.Harm) > 0
-		f.Harm = slices.DeleteFunc(f.Harm, func(h Harm) bool { return stands[h.Snapshot] != mustBeWhole })
-		if len(f.Harm) > 0 || !harmed {
-			c.found(f)
-		} else if _, data, _ := explain(f.Object); data.IsZero() {
-			c.note("%s, of a deleted snapshot that nobody needs, is damaged: %v", f.Object, f.Err)
-		}
-	}
-	for _, r := range c.roots {
-		s, asked := stands[r.id]
-		if !asked || s == mustBeWhole {
-			c.verdict(r.id)
-		}
-	}
-	for id, s := range stands {
-		if s == inDoubt {
-			c.note("%s is deleted and not whole: its pin may have come after that, and then keeps nothing", id)
-		}
-	}
-	return nil
-}
-
-func (c *lineageCheck) verdict(id manifest.SnapshotID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.report.Snapshots = append(c.report.Snapshots, Verdict{Snapshot: id, Deleted: c.tombstones[id]})
-}
-
-// A standing is whether a snapshot must be whole.
-type standing int
-
-const (
-	mustBeWhole standing = iota
-	needNotBe
-	inDoubt // a pin may keep it, or have come too late: the store does not tell
-)
-
-// pinMargin is by how much a pin must be older than the tombstone to be sure
-// that it was there first: stores tell ages to about a second.
-const pinMargin = 2 * time.Second
-
-// standing tells whether a snapshot must be whole now. One that is not deleted
-// must, and was at any time before. A deleted one was if who keeps it came
-// before the tombstone: who came later finds the tombstone and goes again, and
-// meanwhile a reclaim that began before may be sweeping.
-func (c *lineageCheck) standing(ctx context.Context, id manifest.SnapshotID) (standing, error) {
-	deleted, err := c.store.exists(ctx, manifest.TombstoneKey(id))
-	if isDamage(err) {
-		deleted, err = true, nil
-	}
-	if err != nil || !deleted {
-		return mustBeWhole, err
-	}
-	if err := c.store.objects.ReadRange(ctx, manifest.RootKey(id), 0, make([]byte, 1)); errors.Is(err, blockstore.ErrNotExist) {
-		return needNotBe, nil // swept
-	} else if err != nil && !isDamage(err) {
-		return mustBeWhole, err
-	}
-	deletedFor, err := c.age(ctx, manifest.TombstoneKey(id))
-	if err != nil {
-		return mustBeWhole, err
-	}
-	s := needNotBe
-	keeps := func(age time.Duration) {
-		if age > deletedFor+pinMargin {
-			s = mustBeWhole
-		} else if s == needNotBe {
-			s = inDoubt
-		}
-	}
-	err = c.store.objects.List(ctx, manifest.PinPrefix(id), func(o blockstore.Info) error {
-		if _, _, err := manifest.ParsePinKey(o.Key); err == nil {
-			keeps(o.Age)
-		}
-		return nil
-	})
-	if err != nil {
-		return mustBeWhole, err
-	}
-	for child, intent := range c.pending {
-		if intent.Parent == nil || *intent.Parent != id {
-			continue
-		}
-		switch _, err := c.store.outcome(ctx, child); {
-		case err == nil || isDamage(err) && !errors.Is(err, blockstore.ErrNotExist):
-			continue // it has ended
-		case !errors.Is(err, blockstore.ErrNotExist):
-			return mustBeWhole, err
-		}
-		age, err := c.age(ctx, manifest.IntentKey(child))
-		if err != nil {
-			return mustBeWhole, err
-		}
-		keeps(age)
-	}
-	return s, nil
-}
-
-// age returns how old an object is; 0 if it is gone.
-func (c *lineageCheck) age(ctx context.Context, key string) (age time.Duration, err error) {
-	err = c.store.objects.List(ctx, key, func(o blockstore.Info) error {
-		if o.Key == key {
-			age = o.Age
-		}
-		return nil
-	})
-	return age, err
 }

@@ -107,7 +107,7 @@ func testVerifyNamesTheBlock(t *testing.T, newWorld func(testing.TB) *world) {
 	img := w.create(nil, nil, d)
 	w.damageBlock(img, 20, 7)
 	report, problems := w.verify(img.ID())
-	if report.Blocks != 19 || len(problems) != 1 || !strings.Contains(problems[0].Error(), "block 7:") || !errors.Is(problems[0], blockstore.ErrCorrupt) {
+	if report.Blocks != 19 || len(problems) != 1 || !strings.Contains(problems[0].Error(), "block 7:") || !errors.Is(problems[0], manifest.ErrCorrupt) {
 		t.Errorf("%+v, %v", report, problems)
 	}
 }

@@ -4,7 +4,11 @@
 
 package volume
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/lazyvol/lazyvol/manifest"
+)
 
 // TestHotPathsAllocateNothing: reads of what is on this host, and writes of
 // whole pages.
@@ -54,7 +58,7 @@ func TestReadOfAHoleAllocatesNothing(t *testing.T) {
 	if n >= 1 {
 		t.Errorf("%v allocations", n)
 	}
-	if !isZero(page) {
+	if !manifest.IsZero(page) {
 		t.Error("a hole is not zeros")
 	}
 }

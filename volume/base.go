@@ -43,7 +43,7 @@ func (h *Host) openBase(storeID string, id manifest.SnapshotID, g manifest.Geome
 	if b.Clean, err = h.openClean(b.dir, g, basePages(key, id)); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	if b.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(b.dir, "index"), g, key); err != nil {
+	if b.leaves, err = cache.OpenIndexFile(h.mustKeep(), indexPath(b.dir), g, key); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
@@ -169,6 +169,18 @@ func (d *Device) indexOf(img *snapshot.Image) *cache.IndexFile {
 		return d.base.leaves
 	}
 	return d.writes.leaves // only a volume's root is ever another than its base
+}
+
+// hasRef reports whether this host has what ref returns of a block.
+func (d *Device) hasRef(img *snapshot.Image, block int64) bool {
+	at, ok := img.Root.Find(block / manifest.LeafBlocks)
+	if !ok {
+		return true
+	}
+	if _, ok = d.host.Leaves.Peek(at.Hash); !ok {
+		_, ok = d.localLeaf(at)
+	}
+	return ok
 }
 
 // ref returns where the bytes of a block lie, a hole for a block the image does

@@ -66,7 +66,8 @@ type Budget struct {
 	log   *slog.Logger
 
 	// rounds counts the evictions that freed something.
-	rounds atomic.Int64
+	rounds  atomic.Int64
+	evicted atomic.Int64 // bytes freed by these, roughly
 
 	// evicting is held by who evicts, one at a time in this process; it guards
 	// layers and hand. It may be taken while the locks of writers are held, so no

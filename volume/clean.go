@@ -8,9 +8,9 @@ import (
 	"github.com/lazyvol/lazyvol/internal/vfs"
 )
 
-// place returns the layer in which this host keeps a block's clean bytes, and
-// the size of that layer: beyond it, as beyond the root, the block is zeros. A block that diverged
-// is never looked up in the base again.
+// place returns the layer in which this host keeps a block's clean bytes, and the
+// size of that layer: beyond it, as beyond the root, the block is zeros. A block
+// that diverged is never looked up in the base again.
 func (d *Device) place(block int64) (layer *cache.Clean, size int64) {
 	if d.base != nil && (d.writes == nil || !d.writes.diverged.Has(block)) {
 		return d.base.Clean, d.base.size

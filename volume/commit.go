@@ -169,6 +169,8 @@ func (v *Volume) put(ctx context.Context, o SnapshotOptions, g manifest.Geometry
 	source := snapshot.Source{Extents: c.changes(), Read: c.readBlock}
 	if full {
 		source.Extents = c.everything(ctx)
+	} else {
+		source.Bytes = snapshot.ExtentBytes(source.Extents, g.BlockSize)
 	}
 	if err := attempt.Upload(ctx, source); err != nil {
 		return nil, err

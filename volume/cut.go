@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"iter"
@@ -85,7 +84,7 @@ func (c *cut) readBlock(ctx context.Context, block int64, p []byte) error {
 		return nil
 	}
 	n := int64(c.geometry.BlockLen(block))
-	if !isZero(p) && c.host.Budget.admit(n, false) == nil {
+	if !manifest.IsZero(p) && c.host.Budget.admit(n, false) == nil {
 		defer c.host.Budget.done(n)
 		if err := c.writes.clean.WriteBlock(block, p); err == nil {
 			return nil
@@ -164,9 +163,4 @@ func (c *cut) evict(first, count int64) error {
 		return fmt.Errorf("remove the stale clean copies of %d blocks from %d: %w", count, first, err)
 	}
 	return nil
-}
-
-// isZero reports whether all bytes of p, of which there are some, are zero.
-func isZero(p []byte) bool {
-	return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }

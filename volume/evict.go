@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -86,6 +87,7 @@ func (b *Budget) evict(want int64, how reach) int64 {
 	}
 	if freed > 0 {
 		b.rounds.Add(1)
+		b.evicted.Add(freed)
 		b.log.Debug("evicted clean bytes", "wanted", want, "freed", freed)
 	}
 	return freed
@@ -110,7 +112,7 @@ func (b *Budget) evictIdle(want int64) int64 {
 		layers = append(layers, idler{dir, b.opened(cleanDir(dir)), b.removeClean})
 		return nil
 	}))
-	oldestFirst := func(a, b idler) int { return int(min(max(a.opened-b.opened, -1), 1)) }
+	oldestFirst := func(a, b idler) int { return cmp.Compare(a.opened, b.opened) }
 	slices.SortStableFunc(bases, oldestFirst)
 	slices.SortStableFunc(layers, oldestFirst)
 	freed := int64(0)

@@ -88,8 +88,10 @@ func (d *Device) readMissing(ctx context.Context, v *view, pieces []piece) error
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.host.ReadDeadline, errDeadline)
 	defer cancel()
+	wait := wait{of: &d.stats.waits}
+	defer wait.end()
 	for {
-		err := d.awaitPieces(ctx, v, pieces)
+		err := d.awaitPieces(ctx, v, pieces, &wait)
 		if err == nil {
 			return nil
 		}
@@ -110,8 +112,8 @@ func (d *Device) failed(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", syscall.EIO, err)
 }
 
-func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error {
-	pieces, refs, err := d.fillHoles(ctx, v, pieces)
+func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece, wait *wait) error {
+	pieces, refs, err := d.fillHoles(ctx, v, pieces, wait)
 	if err != nil {
 		return err
 	}
@@ -119,10 +121,8 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error
 		if f == nil {
 			continue
 		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := f.await(ctx, wait); err != nil {
+			return err
 		}
 		if f.err != nil {
 			return f.err
@@ -132,10 +132,29 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece) error
 	return nil
 }
 
+// await waits until the flight has ended.
+func (f *flight) await(ctx context.Context, wait *wait) error {
+	select {
+	case <-f.done:
+		return nil
+	default:
+	}
+	wait.begin()
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // fillHoles fills the pieces of blocks that are holes, and returns the others
 // with their refs.
-func (d *Device) fillHoles(ctx context.Context, v *view, pieces []piece) (cold []piece, refs []manifest.Ref, err error) {
+func (d *Device) fillHoles(ctx context.Context, v *view, pieces []piece, wait *wait) (cold []piece, refs []manifest.Ref, err error) {
 	for _, piece := range pieces {
+		if !d.hasRef(v.image, piece.block) {
+			wait.begin()
+		}
 		ref, err := d.ref(ctx, v.image, piece.block)
 		if err != nil {
 			return nil, nil, err

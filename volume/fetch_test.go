@@ -240,10 +240,10 @@ func TestCorruptPackIsAnErrorAndNeverCached(t *testing.T) {
 			w := newRealWorld(t)
 			v, data := newRestored(w, 2)
 			w.store.Inject(packReads(), fault)
-			if _, err := v.ReadAt(w.ctx, make([]byte, blockSize), 0); !errors.Is(err, syscall.EIO) || !errors.Is(err, blockstore.ErrCorrupt) {
+			if _, err := v.ReadAt(w.ctx, make([]byte, blockSize), 0); !errors.Is(err, syscall.EIO) || !errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("read: %v, want EIO for ErrCorrupt", err)
 			}
-			if err := v.Warm(w.ctx, []int64{0}); !errors.Is(err, blockstore.ErrCorrupt) {
+			if err := v.Warm(w.ctx, []int64{0}); !errors.Is(err, manifest.ErrCorrupt) {
 				t.Errorf("hydrate: %v, want ErrCorrupt", err)
 			}
 			if has, err := v.base.Has(0); has || err != nil {

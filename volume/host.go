@@ -80,5 +80,9 @@ func (h *Host) baseDir(storeID string, id manifest.SnapshotID) string {
 	return filepath.Join(basesDir(h.State), storeID, id.String())
 }
 
+// indexPath is the file of the leaves that are kept beside the clean layer in a
+// folder.
+func indexPath(dir string) string { return filepath.Join(dir, "index") }
+
 // cleanDir is the folder of a volume's own clean layer.
 func cleanDir(dir string) string { return filepath.Join(dir, "clean") }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 // damages are what can befall the first block of a pack at rest.
@@ -18,7 +19,7 @@ var damages = map[string]struct {
 	"flipped": {func(pack []byte) []byte {
 		pack[len(pack)-3*blockSize+blockSize/2] ^= 4 // of the first of three incompressible blocks
 		return pack
-	}, blockstore.ErrCorrupt},
+	}, manifest.ErrCorrupt},
 	"missing": {nil, blockstore.ErrNotExist},
 }
 
@@ -119,18 +120,19 @@ func TestDamagedBlockIsNotInheritedSilently(t *testing.T) {
 	d, closeIt := w.mount(child)
 	p := make([]byte, blockSize)
 	for range 2 { // the second finds nothing cached
-		if _, err := d.ReadAt(w.ctx, p, 0); !errors.Is(err, syscall.EIO) || !errors.Is(err, blockstore.ErrCorrupt) {
+		if _, err := d.ReadAt(w.ctx, p, 0); !errors.Is(err, syscall.EIO) || !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("the damaged block of the child: %v, want EIO for ErrCorrupt", err)
 		}
 	}
 	if _, err := d.ReadAt(w.ctx, p, blockSize); err != nil || firstDifference(p, data[blockSize:][:blockSize]) >= 0 {
 		t.Errorf("its neighbour: %v", err)
 	}
-	var found []error
-	if _, err := storeIn(w.mem).Verify(w.ctx, child, func(err error) { found = append(found, err) }); err != nil {
+	report, err := storeIn(w.mem).Check(w.ctx, snapshot.Check{Snapshot: child, Share: 1})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(found) != 1 || !errors.Is(found[0], blockstore.ErrCorrupt) || !strings.Contains(found[0].Error(), "block 0") {
+	found := report.Findings
+	if len(found) != 1 || !errors.Is(found[0], manifest.ErrCorrupt) || !strings.Contains(found[0].Error(), "block 0") {
 		t.Errorf("verify found %v, want block 0 of the child", found)
 	}
 	undo()

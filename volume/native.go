@@ -131,8 +131,9 @@ func (d *Device) verifyLeaf(ctx context.Context, v *view, first, end int64) erro
 	return d.mend(ctx, v, damaged, buffer)
 }
 
-// mend fetches blocks anew that turned out to be damaged, and verifies them. They are written over, not evicted: somebody may have been given the file
-// before, and reads it.
+// mend fetches blocks anew that turned out to be damaged, and verifies them. They
+// are written over, not evicted: somebody may have been given the file before, and
+// reads it.
 func (d *Device) mend(ctx context.Context, v *view, blocks []int64, buffer []byte) error {
 	for _, block := range blocks {
 		hit, err := d.verified([]int64{block}, buffer)

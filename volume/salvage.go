@@ -117,7 +117,7 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 		s.lineages[lineage] = nil // without it there is nothing to be found
 		return nil
 	}
-	bases := filepath.Join(s.state, "bases", s.store)
+	bases := filepath.Join(basesDir(s.state), s.store)
 	names, err := s.fs.ReadDir(bases)
 	if err != nil {
 		names = nil
@@ -130,7 +130,7 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 		}
 	}
 	for _, r := range s.volumes(lineage) {
-		if w := s.openLayer(filepath.Join(Dir(s.state, r.ID), "clean"), ownPages(key, r.ID), key); w != nil {
+		if w := s.openLayer(cleanDir(Dir(s.state, r.ID)), ownPages(key, r.ID), key); w != nil {
 			found = append(found, w)
 		}
 	}
@@ -140,7 +140,7 @@ func (s *Salvage) of(lineage manifest.LineageID) []*wreck {
 
 // openBase opens a base, holding its lock so that nobody evicts it meanwhile.
 func (s *Salvage) openBase(dir string, pages *crypt.Pages, key *crypt.Key) *wreck {
-	lock, err := s.fs.Lock(filepath.Join(dir, "lock"), false)
+	lock, err := s.fs.Lock(filepath.Join(dir, lockName), false)
 	if err != nil {
 		return nil // being evicted
 	}
@@ -163,10 +163,10 @@ func (s *Salvage) openLayer(dir string, pages *crypt.Pages, key *crypt.Key) *wre
 	if w.clean, err = cache.OpenClean(s.fs, dir, g, pages); err != nil {
 		return nil
 	}
-	if _, err := s.fs.Allocated(filepath.Join(dir, "index")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.fs.Allocated(indexPath(dir)); errors.Is(err, fs.ErrNotExist) {
 		return w
 	}
-	if w.leaves, err = cache.OpenIndexFile(s.fs, filepath.Join(dir, "index"), g, key); err != nil {
+	if w.leaves, err = cache.OpenIndexFile(s.fs, indexPath(dir), g, key); err != nil {
 		w.leaves = nil
 	}
 	return w

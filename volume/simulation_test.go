@@ -230,7 +230,7 @@ func (s *simulation) seek(m *model) {
 	} else if err != nil {
 		s.Fatalf("next data: %v", err)
 	}
-	if data < off || !allZero(m.data[off:data]) {
+	if data < off || !manifest.IsZero(m.data[off:data]) {
 		s.Fatalf("next data at %d is %d, but there is some before", off, data)
 	}
 	hole, err := m.v.NextHole(s.ctx, off)
@@ -241,8 +241,6 @@ func (s *simulation) seek(m *model) {
 		s.Fatalf("next hole at %d is %d, where there is data", off, hole)
 	}
 }
-
-func allZero(p []byte) bool { return len(p) == 0 || isZero(p) }
 
 func (s *simulation) settle(m *model) {
 	s.note("%s settle", m.id)

@@ -53,9 +53,10 @@ type Volume struct {
 	record Record
 }
 
-// OpenVolume opens a volume for this process alone. It asks the store nothing,
-// unless the local copy of its root is damaged: Settle does that. What was written before is there: all of it if this is the
-// boot in which it was written, else all that was synced. ErrNotFound, ErrInUse.
+// OpenVolume opens a volume for this process alone. It asks the store nothing, as
+// Settle does that, unless the local copy of its root is damaged. What was written
+// before is there: all of it if this is the boot in which it was written, else all
+// that was synced. ErrNotFound, ErrInUse.
 func (h *Host) OpenVolume(id manifest.VolumeID) (_ *Volume, err error) {
 	dir := Dir(h.State, id)
 	if _, err := ReadRecord(h.FS, h.State, id); err != nil {

@@ -60,7 +60,7 @@ func openWrites(h *Host, dir string, id manifest.VolumeID, g manifest.Geometry, 
 	if err := h.FS.SyncDir(clean); err != nil {
 		return nil, errors.Join(err, w.clean.Close())
 	}
-	if w.leaves, err = cache.OpenIndexFile(h.mustKeep(), filepath.Join(clean, "index"), g, key); err != nil {
+	if w.leaves, err = cache.OpenIndexFile(h.mustKeep(), indexPath(clean), g, key); err != nil {
 		return nil, errors.Join(err, w.clean.Close())
 	}
 	if w.diverged, err = cache.LoadDiverged(h.mustKeep(), filepath.Join(clean, "diverged"), g.Blocks()); err != nil {
@@ -160,12 +160,12 @@ func (d *Device) writePages(p []byte, off int64) error {
 func (d *Device) writePart(ctx context.Context, p []byte, off int64) error {
 	page := off / manifest.PageSize
 	start := page * manifest.PageSize
-	var below []byte
 	for {
 		// What lies below the write layers does not change while the root
 		// stays: so it can be fetched before anything is locked.
 		v := d.view.acquire()
 		image := v.image
+		var below []byte // nil: it was not needed
 		var err error
 		if state, _, _ := v.run(page, 1); state == cache.Absent {
 			below = make([]byte, d.pageLen(start))
@@ -187,8 +187,8 @@ func (d *Device) pageLen(start int64) int64 {
 }
 
 // writePartOver writes p into the page at start, of which below is the content
-// under the write layers in image. If that is needed, and image is the root no
-// more, nothing is done.
+// under the write layers in image. If that is needed, and there is none or image is
+// the root no more, nothing is done.
 func (d *Device) writePartOver(image *snapshot.Image, below []byte, start int64, p []byte, off int64) (done bool, err error) {
 	d.writes.cut.RLock()
 	defer d.writes.cut.RUnlock()
@@ -210,7 +210,7 @@ func (d *Device) writePartOver(image *snapshot.Image, below []byte, start int64,
 		}
 	case cache.Absent:
 		// Since we looked the page can have come to this only by a commit.
-		if v.image != image {
+		if below == nil || v.image != image {
 			return false, nil
 		}
 		copy(content, below)

@@ -156,7 +156,7 @@ func TestDiscardOfAHugeVolumeIsQuick(t *testing.T) {
 		t.Errorf("the first page is data: %d, %v", data, err)
 	}
 	p := make([]byte, pageSize)
-	if _, err := v.ReadAt(w.ctx, p, size/2); err != nil || !allZero(p) {
+	if _, err := v.ReadAt(w.ctx, p, size/2); err != nil || !manifest.IsZero(p) {
 		t.Errorf("discarded, and holds data: %v", err)
 	}
 	w.snapshot(v)

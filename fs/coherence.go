@@ -27,6 +27,8 @@ import (
 // is aborted (/sys/fs/fuse/connections). Until it has run, shortly after the
 // write returned, a buffered reader that raced with the write may still see the
 // old bytes, as it may on any filesystem where the two are mixed.
+//
+// What nobody writes needs none of this: a nil coherence always keeps the cache.
 type coherence struct {
 	drop func(off, n int64) // drops [off, off+n) from the page cache
 
@@ -59,6 +61,9 @@ func newCoherence(drop func(off, n int64)) *coherence {
 // openBuffered counts a handle opened without O_DIRECT and says how it may use
 // the cache.
 func (c *coherence) openBuffered() caching {
+	if c == nil {
+		return keep
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.direct > 0 {
@@ -76,6 +81,9 @@ func (c *coherence) openBuffered() caching {
 // handle that uses the cache: it is closed, unmapped, and its readahead has
 // ended.
 func (c *coherence) releaseBuffered() {
+	if c == nil {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cached--
@@ -140,6 +148,9 @@ func (c *coherence) run() {
 // close ends the goroutine and waits for it. Drops not begun are forgotten, so
 // it is called when the mount is gone.
 func (c *coherence) close() {
+	if c == nil {
+		return
+	}
 	c.mu.Lock()
 	c.closed = true
 	c.wake()

@@ -70,7 +70,8 @@ type daemonConfig struct {
 	ReadOnly bool
 	Status   string // of status.json; empty: none
 	Options  mountOptions
-	Child    bool // leave a child process behind
+	Child    bool     // leave a child process behind
+	Tree     []branch // if not nil, it is a tree that is mounted
 
 	dir string // "": a new one
 	uid int    // to run as
@@ -107,7 +108,14 @@ func runDaemon() {
 	if config.Status != "" {
 		options.Status = control.currentStatus
 	}
-	server, err := fs.Mount(os.Args[1], control.memory, options)
+	var server *fs.Server
+	var err error
+	if config.Tree != nil {
+		control.tree = newFakeTree(config.Tree)
+		server, err = fs.MountTree(os.Args[1], control.tree, options)
+	} else {
+		server, err = fs.Mount(os.Args[1], control.memory, options)
+	}
 	if err != nil {
 		fatal(err)
 	}
@@ -150,6 +158,7 @@ func fatal(err error) {
 // Control is what a test can ask of its daemon.
 type Control struct {
 	memory *memory
+	tree   *fakeTree
 	server *fs.Server
 	child  int
 

@@ -1,6 +1,9 @@
 package fs
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // A Device is what a mount shows. Its methods are called from many goroutines
 // at once, on overlapping ranges as well: what the kernel orders is ordered
@@ -58,3 +61,28 @@ type allocated interface {
 	// and Size. It is called on every stat and must not block.
 	Allocated() int64
 }
+
+// A Device may have to be opened before it is used. Its size, and how much of it is
+// allocated, are known before: looking at an image does not open it.
+type opened interface {
+	// Open is called by each open(2) of the image. What is read through a handle is
+	// read after its Open has returned nil. ErrGone, ErrDenied and ErrTooMany become
+	// what the caller's open returns.
+	Open(ctx context.Context) error
+
+	// Close is called once for each Open that returned nil, when no request of its
+	// handle is left, nor will come. It must not block.
+	Close()
+}
+
+// Why a Device cannot be opened, wrapped.
+var (
+	// ErrGone: what the image shows is not there any more (ENOENT).
+	ErrGone = errors.New("it is gone")
+
+	// ErrDenied: it may not be read, for want of a key or a permission (EACCES).
+	ErrDenied = errors.New("it may not be read")
+
+	// ErrTooMany: too many Devices are open (EMFILE).
+	ErrTooMany = errors.New("too many images are open")
+)

@@ -32,6 +32,9 @@ var passed = [...]syscall.Errno{
 //	nil                         0
 //	context.DeadlineExceeded    EIO: the caller's time is up
 //	context.Canceled            EINTR: the caller is going away
+//	ErrGone                     ENOENT
+//	ErrDenied                   EACCES
+//	ErrTooMany                  EMFILE
 //	syscall.Errno               itself if in passed
 //	all others                  EIO
 //
@@ -45,6 +48,12 @@ func errnoOf(err error) syscall.Errno {
 		return unix.EIO
 	case errors.Is(err, context.Canceled):
 		return unix.EINTR
+	case errors.Is(err, ErrGone):
+		return unix.ENOENT
+	case errors.Is(err, ErrDenied):
+		return unix.EACCES
+	case errors.Is(err, ErrTooMany):
+		return unix.EMFILE
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {

@@ -30,14 +30,10 @@ const (
 // begin a patience, call, translate the error.
 type image struct {
 	fusefs.Inode
+	*mounting
 	dev       Device
-	owner     owner
-	limit     time.Duration // of a request's patience; 0: none
-	failures  *failures
-	coherence *coherence
-	connected func() bool
+	coherence *coherence // nil if the Device is read-only
 
-	mounted  time.Time
 	accessed atomic.Int64 // Unix nanoseconds, as set by utimes
 	modified atomic.Int64 // Unix nanoseconds of the last write, or as set by utimes
 }
@@ -66,7 +62,7 @@ var (
 
 // begin returns the patience of the request that ctx belongs to, for at most
 // limit if that is not 0. The caller ends it.
-func (m *image) begin(ctx context.Context, limit time.Duration) *patience {
+func (m *mounting) begin(ctx context.Context, limit time.Duration) *patience {
 	p := &patience{interrupted: ctx.Done(), connected: m.connected}
 	if caller, ok := fuse.FromContext(ctx); ok {
 		p.tid = caller.Pid
@@ -90,8 +86,8 @@ func (m *image) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOu
 	out.Blocks = (used + 511) / 512 // st_blocks counts in 512 bytes, whatever st_blksize says
 	atime, mtime := time.Unix(0, m.accessed.Load()), time.Unix(0, m.modified.Load())
 	ctime := mtime
-	if ctime.Before(m.mounted) {
-		ctime = m.mounted
+	if ctime.Before(m.since) {
+		ctime = m.since
 	}
 	out.SetTimes(&atime, &mtime, &ctime)
 	out.SetTimeout(attrTimeout)
@@ -130,9 +126,16 @@ func (m *image) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
-func (m *image) Open(_ context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
+func (m *image) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
 	if m.dev.ReadOnly() && flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return nil, 0, unix.EROFS
+	}
+	if d, ok := m.dev.(opened); ok {
+		p := m.begin(ctx, m.limit)
+		defer p.end()
+		if err := d.Open(p); err != nil {
+			return nil, 0, m.failures.errno("open", 0, m.dev.Size(), err)
+		}
 	}
 	h := &imageHandle{caching: bypass, sync: flags&unix.O_DSYNC != 0} // a bit of O_SYNC too
 	switch {
@@ -159,6 +162,9 @@ func (m *image) Release(_ context.Context, f fusefs.FileHandle) syscall.Errno {
 		m.coherence.releaseBuffered()
 	case h.directWriter:
 		m.coherence.releaseDirect()
+	}
+	if d, ok := m.dev.(opened); ok {
+		d.Close()
 	}
 	return 0
 }

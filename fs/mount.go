@@ -124,6 +124,11 @@ func (o Options) withDefaults() (Options, error) {
 // A mountpoint of this package cannot be mounted over (ErrBusy); one left dead
 // by another daemon needs Recover first.
 func Mount(dir string, d Device, o Options) (*Server, error) {
+	return mount(dir, d.ReadOnly(), o, func(m *mounting, o Options) content { return m.oneImage(d, o) })
+}
+
+// mount shows what fill returns on the directory dir.
+func mount(dir string, readOnly bool, o Options, fill func(*mounting, Options) content) (*Server, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
@@ -137,14 +142,14 @@ func Mount(dir string, d Device, o Options) (*Server, error) {
 	}
 	conn, err := connect(path, mountOptions{
 		source:     subtype + ":" + o.ID,
-		readOnly:   d.ReadOnly(),
+		readOnly:   readOnly,
 		allowOther: o.AllowOther,
 		maxRead:    o.MaxWrite,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s, err := serve(conn, path, d, o)
+	s, err := serve(conn, path, o, fill)
 	if err != nil {
 		// Without its connection the mount is dead, and should go as well.
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", path, err), conn.Close(), unmount(path, true))
@@ -153,14 +158,18 @@ func Mount(dir string, d Device, o Options) (*Server, error) {
 }
 
 // serve starts answering a connection that was mounted on path.
-func serve(conn *os.File, path string, d Device, o Options) (*Server, error) {
-	mount, _, err := mountAt(path)
+func serve(conn *os.File, path string, o Options, fill func(*mounting, Options) content) (*Server, error) {
+	point, _, err := mountAt(path)
+	if err == nil && point.path != path {
+		err = fmt.Errorf("mount %s: somebody took the mount away", path)
+	}
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{mount: mount, conn: conn, done: make(chan struct{})}
-	files := newTree(d, o, func() bool { return alive(conn) })
-	s.resized = files.root.image.forgetAttributes
+	s := &Server{mount: point, conn: conn, done: make(chan struct{})}
+	m := newMounting(o, func() bool { return alive(conn) })
+	files := fill(m, o)
+	s.resized = files.resized
 
 	// go-fuse closes the descriptor it is given, when it likes.
 	fd, err := unix.FcntlInt(conn.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -182,9 +191,9 @@ func serve(conn *os.File, path string, d Device, o Options) (*Server, error) {
 		DisabledCapabilities:     fuse.CAP_PASSTHROUGH,
 		ExplicitDataCacheControl: true,
 		DisableXAttrs:            true,
-		DisableReadDirPlus:       true,
+		DisableReadDirPlus:       !files.many,
 		DisableSplice:            true,
-		PanicHandler:             files.failures.panicked,
+		PanicHandler:             m.failures.panicked,
 		Logger:                   slog.NewLogLogger(o.Log.Handler(), level),
 		Debug:                    o.Debug,
 	}
@@ -200,7 +209,7 @@ func serve(conn *os.File, path string, d Device, o Options) (*Server, error) {
 		files.close()
 		conn.Close() // the kernel has closed its side
 	}()
-	raiseReadAhead(mount.dev, o.Log)
+	raiseReadAhead(point.dev, o.Log)
 	return s, nil
 }
 

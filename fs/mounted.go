@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // Mounted returns the directories on which something of ours is mounted in this
@@ -15,6 +16,25 @@ func Mounted() ([]string, error) {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
 	return mounted(info)
+}
+
+// MountedIDs returns the same directories by the ID that Options had.
+func MountedIDs() (map[string][]string, error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	dirs := make(map[string][]string)
+	for line := range bytes.Lines(info) {
+		m, err := parseMountinfo(string(line))
+		if err != nil {
+			return nil, err
+		}
+		if id, ours := strings.CutPrefix(m.source, subtype+":"); ours && m.fsType == fsType {
+			dirs[id] = append(dirs[id], m.path)
+		}
+	}
+	return dirs, nil
 }
 
 func mounted(mountinfo []byte) (dirs []string, err error) {

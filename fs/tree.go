@@ -10,36 +10,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree is the filesystem of one mount: a directory with two files.
-type tree struct {
-	root     *root
-	failures *failures
+// mounting is what the nodes of one mount have in common.
+type mounting struct {
+	owner     owner
+	limit     time.Duration // of a request's patience; 0: none
+	failures  *failures
+	connected func() bool
+	since     time.Time
 }
 
-func newTree(d Device, o Options, connected func() bool) *tree {
-	now := time.Now()
-	owner := owner{uid: o.UID, gid: o.GID, shared: o.AllowOther}
-	failures := newFailures(o.Log)
-	image := &image{
-		dev:       d,
-		owner:     owner,
+func newMounting(o Options, connected func() bool) *mounting {
+	return &mounting{
+		owner:     owner{uid: o.UID, gid: o.GID, shared: o.AllowOther},
 		limit:     o.ReadDeadline,
-		failures:  failures,
+		failures:  newFailures(o.Log),
 		connected: connected,
-		mounted:   now,
+		since:     time.Now(),
 	}
-	image.accessed.Store(now.UnixNano())
-	image.modified.Store(now.UnixNano())
-	image.coherence = newCoherence(dropPages(&image.Inode))
-	root := &root{owner: owner, mounted: now, image: image}
-	if o.Status != nil {
-		root.status = &status{owner: owner, content: o.Status}
-	}
-	return &tree{root: root, failures: failures}
 }
 
-// close ends what newTree started. The mount is gone by then.
-func (t *tree) close() { t.root.image.coherence.close() }
+// newImage returns the node of a Device that was last modified at a time.
+func (m *mounting) newImage(d Device, modified time.Time) *image {
+	i := &image{mounting: m, dev: d}
+	i.accessed.Store(modified.UnixNano())
+	i.modified.Store(modified.UnixNano())
+	if !d.ReadOnly() {
+		i.coherence = newCoherence(dropPages(&i.Inode))
+	}
+	return i
+}
+
+// newStatus returns the node of the status; nil without one.
+func (m *mounting) newStatus(content func() []byte) *status {
+	if content == nil {
+		return nil
+	}
+	return &status{owner: m.owner, content: content}
+}
+
+// content is the filesystem of one mount.
+type content struct {
+	root    fusefs.InodeEmbedder
+	many    bool   // files, so that the kernel asks for names and attributes at once
+	resized func() // the size of its image has changed
+	close   func() // ends what it started; the mount is gone by then
+}
+
+// oneImage is a directory with the image and the status.
+func (m *mounting) oneImage(d Device, o Options) content {
+	image := m.newImage(d, m.since)
+	return content{
+		root:    &root{mounting: m, image: image, status: m.newStatus(o.Status)},
+		resized: image.forgetAttributes,
+		close:   image.coherence.close,
+	}
+}
 
 // owner is how the files of a mount look from outside.
 type owner struct {
@@ -63,14 +88,21 @@ func (o owner) imageMode(readOnly bool) uint32 {
 	}
 }
 
+// folderMode returns the permissions of a directory, which nobody may write.
+func (o owner) folderMode() uint32 {
+	if o.shared {
+		return 0o555
+	}
+	return 0o500
+}
+
 // root is the directory of a mount. Its two children are there from the start
 // and stay.
 type root struct {
 	fusefs.Inode
-	owner   owner
-	mounted time.Time
-	image   *image
-	status  *status // nil: none
+	*mounting
+	image  *image
+	status *status // nil: none
 }
 
 var (
@@ -90,13 +122,10 @@ func (r *root) OnAdd(ctx context.Context) {
 }
 
 func (r *root) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Mode = 0o500
-	if r.owner.shared {
-		out.Mode = 0o555
-	}
+	out.Mode = r.owner.folderMode()
 	out.Nlink = 2
 	out.Uid, out.Gid = r.owner.uid, r.owner.gid
-	out.SetTimes(&r.mounted, &r.mounted, &r.mounted)
+	out.SetTimes(&r.since, &r.since, &r.since)
 	return 0 // and no timeout: whoever comes this way learns whether the daemon lives
 }
 

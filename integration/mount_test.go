@@ -35,6 +35,8 @@ type status struct {
 	DirtyBytes    int64    `json:"dirtyBytes"`
 	DemandFetches int64    `json:"demandFetches"`
 	FetchedBytes  int64    `json:"fetchedBytes"`
+	DemandWaits   int64    `json:"demandWaits"`
+	DemandWait    float64  `json:"demandWaitSeconds"`
 	ETASeconds    *int64   `json:"etaSeconds"`
 	Errors        []string `json:"errors"`
 	Mountpoint    string   `json:"mountpoint"`

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,22 +25,42 @@ func loopOptions(readOnly bool) loopdev.Options {
 // attachDir is where attach mounts a snapshot or volume that is not mounted.
 func (a *app) attachDir(target string) string { return filepath.Join(a.state, "attached", target) }
 
+// attachFlags are the flags of attach.
+type attachFlags struct {
+	mountFlags
+	mount filesystemFlags
+}
+
 func (a *app) attachCommand() *cobra.Command {
-	var f mountFlags
+	var f attachFlags
 	c := &cobra.Command{
 		Use: "attach SNAP|VOL", Short: "Mount and attach as a loop device; prints /dev/loopN", Args: args(cobra.ExactArgs(1)),
 		Long: `Mounts a snapshot or volume, unless it is mounted, and attaches a loop device
 with direct I/O to it. Prints the device. Attaching again prints the same device.
 Once all of a snapshot is on this host its device reads the local file, as fast as
-any, and does not need the daemon.`,
+any, and does not need the daemon.
+
+With --mount DIR the filesystem inside is mounted on DIR as well, and 'lazyvol
+detach' unmounts it again. That of a snapshot is mounted read-only, and its journal
+left alone (ext4: noload, xfs: norecovery, btrfs: rescue=nologreplay): what was
+only in the journal does not show; in a volume made from the snapshot it does. Of a
+partitioned device the one partition with a filesystem is mounted, or that which
+--partition names.
+
+If the daemon was killed, attaching again detaches what is dead, and mounts again
+what was mounted with --mount.`,
 		Example: `  lazyvol attach vol-0123456789abcdef0
-  lazyvol attach --no-hydrate snap-1a2b3c4d567890abc`,
+  lazyvol attach --mount /mnt/data vol-0123456789abcdef0
+  lazyvol attach --mount /mnt/old --partition 1 --no-hydrate snap-1a2b3c4d567890abc`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("attach needs root: loop devices are the kernel's")
 			}
-			if err := f.check(); err != nil {
+			if err := errors.Join(f.check(), f.mount.check(c, args[0])); err != nil {
 				return err
+			}
+			if f.foreground {
+				return a.attachHere(c.Context(), args[0], &f)
 			}
 			dev, err := a.attach(c.Context(), args[0], &f)
 			if err != nil {
@@ -52,161 +71,101 @@ any, and does not need the daemon.`,
 		},
 	}
 	f.register(c)
+	f.mount.register(c)
+	c.Flags().BoolVar(&f.foreground, "foreground", false, "stay, and log to stderr, for supervisors; SIGTERM detaches")
 	return c
 }
 
-func (a *app) attach(ctx context.Context, target string, f *mountFlags) (string, error) {
-	readOnly := strings.HasPrefix(target, "snap-")
-	if !readOnly && !strings.HasPrefix(target, "vol-") {
-		return "", usageError{fmt.Errorf("%q is neither a snapshot (snap-…) nor a volume (vol-…)", target)}
-	}
-	dir, mounted, err := a.mountForAttach(ctx, target, f)
+func (a *app) attach(ctx context.Context, target string, f *attachFlags) (dev string, err error) {
+	p, lost, err := a.prepare(ctx, target, f)
 	if err != nil {
 		return "", err
 	}
-	devs, err := a.loopsOf(dir)
-	if err == nil && len(devs) > 0 {
-		return devs[0], nil
+	mounted := false
+	if !p.served {
+		if err := os.MkdirAll(p.dir, 0o700); err != nil {
+			return "", fmt.Errorf("attach: %w", err)
+		}
+		if _, err := a.spawnMount(ctx, target, p.dir, &f.mountFlags); err != nil {
+			return "", errors.Join(err, os.Remove(p.dir))
+		}
+		mounted = true
 	}
-	var dev string
-	if err == nil && readOnly {
-		dev, err = a.attachNative(ctx, dir)
-	}
-	if err == nil && dev == "" {
-		dev, err = loopdev.Attach(filepath.Join(dir, fs.ImageName), loopOptions(readOnly))
-	}
+	dev, err = a.attachDevice(ctx, p, lost, &f.mount)
 	if err != nil && mounted {
-		err = errors.Join(err, a.unmountAttached(context.WithoutCancel(ctx), dir))
+		err = errors.Join(err, a.unmountAttached(context.WithoutCancel(ctx), p.dir))
 	}
 	return dev, err
 }
 
-// mountForAttach returns where target is mounted, mounting it if it is not.
-func (a *app) mountForAttach(ctx context.Context, target string, f *mountFlags) (dir string, mounted bool, err error) {
-	dir = a.attachDir(target)
-	if strings.HasPrefix(target, "vol-") {
-		s, err := a.statusOf(ctx, target)
-		if err != nil {
-			return "", false, err
-		}
-		if s.Mountpoint != "" {
-			return s.Mountpoint, false, inSight(s)
-		}
+// prepare finds out where target is attached, refuses what cannot be done, and cleans
+// up what killed daemons left. It returns what of that is to be mounted again.
+func (a *app) prepare(ctx context.Context, target string, f *attachFlags) (p *place, lost []attachedMount, err error) {
+	if p, err = a.place(ctx, target); err != nil {
+		return nil, nil, err
+	}
+	if p.hidden != nil {
+		return nil, nil, p.hidden
+	}
+	if err := f.mount.refuseTaken(p); err != nil {
+		return nil, nil, err
+	}
+	lost, err = a.buryDead(p)
+	return p, lost, err
+}
+
+// attachDevice attaches a loop device to a place that is served, unless it has one,
+// and mounts what is to be mounted. After an error it leaves no device that it
+// attached.
+func (a *app) attachDevice(ctx context.Context, p *place, lost []attachedMount, f *filesystemFlags) (dev string, err error) {
+	attached := false
+	if err := a.findDevices(p); err != nil {
+		return "", err
+	}
+	if len(p.devices) > 0 {
+		dev = p.devices[0]
+	} else if dev, err = a.attachLoop(ctx, p); err != nil {
+		return "", err
 	} else {
-		if _, err := parseSnapshot(target); err != nil {
-			return "", false, err
+		attached = true
+	}
+	a.warnOfDifferences(dev, p.readOnly())
+	if _, err := findPartitions(ctx, dev); err != nil { // which have nodes then, also in containers
+		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+	}
+	for _, m := range lost {
+		if err == nil {
+			err = a.mountAgain(ctx, p.id, dev, m)
 		}
-		if _, err := statusOfMount(dir); err == nil {
-			return dir, false, nil
-		}
 	}
-	if err := a.detachDead(dir); err != nil {
-		return "", false, err
+	if err == nil && f.dir != "" {
+		err = a.mountFilesystem(ctx, p.id, dev, f)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", false, fmt.Errorf("attach: %w", err)
+	if err != nil && attached {
+		ours, _, look := a.mountsOf(p.id, []string{dev}) // of what was lost, some may be mounted
+		err = errors.Join(err, look, a.unmountAll(p.id, ours), loopdev.Detach(dev))
 	}
-	if _, err := a.spawnMount(ctx, target, dir, f); err != nil {
-		return "", false, errors.Join(err, os.Remove(dir))
-	}
-	return dir, true, nil
+	return dev, err
 }
 
-// detachDead cleans up where an attached mount's daemon was killed: the loop
-// device first, then the mount under it.
-func (a *app) detachDead(dir string) error {
-	if !deadMount(dir) {
-		return nil
+// attachLoop attaches a loop device to the mount of a place, or to the local file.
+func (a *app) attachLoop(ctx context.Context, p *place) (dev string, err error) {
+	if p.readOnly() {
+		dev, err = a.attachNative(ctx, p.dir)
 	}
-	devs, err := loopdev.FindByBacking(filepath.Join(dir, fs.ImageName))
+	if err == nil && dev == "" {
+		dev, err = loopdev.Attach(filepath.Join(p.dir, fs.ImageName), loopOptions(p.readOnly()))
+	}
+	return dev, err
+}
+
+// warnOfDifferences tells of what makes a device slower than it should be.
+func (a *app) warnOfDifferences(dev string, readOnly bool) {
+	differences, err := loopdev.Check(dev, loopOptions(readOnly))
 	if err != nil {
-		return err
+		differences = append(differences, err.Error())
 	}
-	for _, dev := range devs {
-		// What was on its way to the daemon died with it: nobody was told that
-		// it is safe.
-		if err := loopdev.Detach(dev); err != nil && !errors.Is(err, loopdev.ErrFlush) {
-			return fmt.Errorf("detach the loop device of a killed daemon: %w", err)
-		}
+	for _, d := range differences {
+		fmt.Fprintf(a.stderr, "lazyvol: warning: %s: %s\n", dev, d)
 	}
-	return fs.Recover(dir)
-}
-
-func (a *app) unmountAttached(ctx context.Context, dir string) error {
-	mounted, err := fileExists(filepath.Join(dir, fs.StatusName))
-	if mounted || err != nil { // else somebody has taken the mount away
-		err = a.unmount(ctx, dir)
-	}
-	if err != nil {
-		return err
-	}
-	return os.Remove(dir)
-}
-
-func (a *app) detachCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "detach /dev/loopN|SNAP|VOL", Short: "Undo attach", Args: args(cobra.ExactArgs(1)),
-		Long: `Detaches a loop device and unmounts what attach mounted for it. A device that is
-in use is refused.`,
-		Example: `  lazyvol detach /dev/loop0
-  lazyvol detach vol-0123456789abcdef0`,
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.detach(c.Context(), args[0])
-		},
-	}
-}
-
-func (a *app) detach(ctx context.Context, target string) error {
-	var dir string
-	var devs []string
-	switch {
-	case strings.HasPrefix(target, "/dev/"):
-		image, err := loopdev.Backing(target)
-		if err != nil {
-			return err
-		}
-		if dir, err = a.mountOfImage(image); err != nil {
-			return codedError{fmt.Sprintf("%s is not attached to a volume of lazyvol, but to %s", target, image), exitNotFound}
-		}
-		devs = []string{target}
-	default:
-		dir = a.attachDir(target)
-		if strings.HasPrefix(target, "vol-") {
-			s, err := a.statusOf(ctx, target)
-			if err != nil {
-				return err
-			}
-			if s.Mountpoint != "" {
-				dir = s.Mountpoint
-				if err := inSight(s); err != nil {
-					return err
-				}
-			}
-		} else if _, err := parseSnapshot(target); err != nil {
-			return err
-		}
-		found, err := a.loopsOf(dir)
-		if err != nil {
-			return err
-		}
-		if len(found) == 0 && !strings.HasPrefix(dir, a.attachDir("")) {
-			return codedError{fmt.Sprintf("%s is not attached", target), exitNotFound}
-		}
-		devs = found
-	}
-	var lost error // writes that did not get through; what is attached goes all the same
-	for _, dev := range devs {
-		err := loopdev.Detach(dev)
-		if err != nil && !errors.Is(err, loopdev.ErrFlush) {
-			return err
-		}
-		lost = errors.Join(lost, err)
-	}
-	if filepath.Dir(dir) != filepath.Clean(a.attachDir("")) {
-		return lost // mounted by somebody else, who unmounts it
-	}
-	if there, err := fileExists(dir); !there && err == nil {
-		return codedError{fmt.Sprintf("%s is not attached", target), exitNotFound}
-	}
-	return errors.Join(lost, a.unmountAttached(ctx, dir))
 }

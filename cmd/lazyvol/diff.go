@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/snapshot"
@@ -22,8 +20,9 @@ func (a *app) snapshotDiffCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "diff A B", Short: "List the ranges in which B differs from A", Args: args(cobra.ExactArgs(2)),
 		Long: `Lists the ranges in which B differs from A, one per line: offset and length in
-bytes; on a terminal, or with --human, as people read them, with the total and its
-share of the device last. --json prints them block by block, as EBS's ListChangedBlocks does, but
+bytes; on a terminal, or with --human, as people read them, with what happened to
+each (changed, added where there were zeros, or zeroed), and the total and its
+share of the device last. Ranges are whole blocks. --json prints them block by block, as EBS's ListChangedBlocks does, but
 without pages. The snapshots must be of one lineage. Of the index only what
 differs is read.`,
 		Example: "  lazyvol snapshot diff snap-1a2b3c4d567890abc snap-1a2b3c4d567890abd",
@@ -84,8 +83,7 @@ differs is read.`,
 
 // showsTerminal reports whether a person reads the results as they are printed.
 func (a *app) showsTerminal() bool {
-	f, ok := a.stdout.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	return terminalOf(a.stdout) != nil
 }
 
 // diffHuman prints the ranges and sums them up.
@@ -105,15 +103,23 @@ type diffSum struct {
 	total  int64 // bytes
 }
 
+// add prints a change: where it is, to the byte, as dd and debugfs want it, and about.
 func (s *diffSum) add(c snapshot.Change) error {
 	if s.ranges == 0 {
-		if _, err := fmt.Fprintf(s.out, "%10s  %10s\n", "OFFSET", "SIZE"); err != nil {
+		if _, err := fmt.Fprintf(s.out, "%16s  %10s  %10s  %s\n", "OFFSET", "AT", "SIZE", "CHANGE"); err != nil {
 			return err
 		}
 	}
 	s.ranges++
 	s.total += c.Length
-	_, err := fmt.Fprintf(s.out, "%10s  %10s\n", size(c.Offset), size(c.Length))
+	what := "changed"
+	switch {
+	case !c.First:
+		what = "added"
+	case !c.Second:
+		what = "zeroed"
+	}
+	_, err := fmt.Fprintf(s.out, "%16d  %10s  %10s  %s\n", c.Offset, size(c.Offset), size(c.Length), what)
 	return err
 }
 

@@ -156,15 +156,38 @@ func node(dir string, n int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make %s: %w", dev, err)
 	}
-	var major, minor uint32
-	if _, err := fmt.Sscanf(number, "%d:%d", &major, &minor); err != nil {
-		return "", fmt.Errorf("make %s: device number %q: %w", dev, number, err)
-	}
-	err = unix.Mknod(dev, unix.S_IFBLK|0o660, int(unix.Mkdev(major, minor)))
-	if err != nil && err != unix.EEXIST {
-		return "", &os.PathError{Op: "mknod", Path: dev, Err: err}
+	if err := makeNode(dev, number); err != nil {
+		return "", err
 	}
 	return dev, nil
+}
+
+// makeNode makes the node of a block device, whose number is as in "7:3", unless it
+// is there. One of another number is a former partition's, which nobody took away.
+func makeNode(dev, number string) error {
+	var major, minor uint32
+	if _, err := fmt.Sscanf(number, "%d:%d", &major, &minor); err != nil {
+		return fmt.Errorf("make %s: device number %q: %w", dev, number, err)
+	}
+	want := unix.Mkdev(major, minor)
+	var st unix.Stat_t
+	err := unix.Stat(dev, &st)
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == want:
+		return nil
+	case err == nil:
+		err = os.Remove(dev)
+	case err == unix.ENOENT:
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", dev, err)
+	}
+	err = unix.Mknod(dev, unix.S_IFBLK|0o660, int(want))
+	if err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "mknod", Path: dev, Err: err}
+	}
+	return nil
 }
 
 // settle makes sure that a device just configured has direct I/O, and sets its
@@ -329,13 +352,12 @@ func FindByBacking(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	attached, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	attached, err := Attached()
 	if err != nil {
 		return nil, err
 	}
 	var devs []string
-	for _, file := range attached {
-		dev := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file))))
+	for _, dev := range attached {
 		backing, err := Backing(dev)
 		switch {
 		case errors.Is(err, ErrNotAttached): // detached meanwhile

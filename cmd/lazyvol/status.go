@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +39,20 @@ type statusJSON struct {
 	Errors        []string `json:"errors"`
 	Mountpoint    string   `json:"mountpoint,omitempty"`
 	PID           int      `json:"pid,omitempty"`
+
+	Browse *browseStatus `json:"browse,omitempty"` // of a browse only
+
+	// How long reads waited for the store: while at least one did, how many, and how
+	// long each.
+	DemandWaitSeconds float64     `json:"demandWaitSeconds"`
+	DemandWaits       int64       `json:"demandWaits"`
+	DemandLatencyMs   percentiles `json:"demandLatencyMs"`
+}
+
+// percentiles are taken from buckets, so they are estimates.
+type percentiles struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
 }
 
 // statusJSON returns the content of status.json.
@@ -89,6 +102,8 @@ func describeDevice(id string, stats volume.Stats) statusJSON {
 		ID: id, Root: stats.Root, Size: stats.Size, BlockSize: stats.BlockSize,
 		HydratedBytes: stats.HydratedBytes, TotalBytes: stats.TotalBytes, DirtyBytes: stats.DirtyBytes,
 		DemandFetches: stats.DemandFetches, FetchedBytes: stats.FetchedBytes, Errors: []string{},
+		DemandWaitSeconds: stats.DemandWait.Seconds(), DemandWaits: stats.DemandWaits,
+		DemandLatencyMs: percentiles{milliseconds(stats.DemandLatency.Quantile(0.5)), milliseconds(stats.DemandLatency.Quantile(0.99))},
 	}
 	if stats.Lost != nil {
 		s.Errors = append(s.Errors, stats.Lost.Error())
@@ -99,36 +114,40 @@ func describeDevice(id string, stats volume.Stats) statusJSON {
 	return s
 }
 
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
 func (a *app) statusCommand() *cobra.Command {
 	var asJSON, watch bool
+	interval := defaultInterval
 	c := &cobra.Command{
 		Use: "status [VOL|DIR]", Short: "Show how far mounts and volumes are", Args: args(cobra.MaximumNArgs(1)),
 		Long: `Shows how far a volume or mount is hydrated, and what was written since the last
-snapshot and so exists on this host only; without argument, that of all.`,
+snapshot and so exists on this host only; without argument, that of all.
+
+With --watch it is one screen that is drawn anew each second, or each --interval: q
+or Ctrl-C ends it, with exit code 0. Where there is no terminal, or one that can only
+print (TERM=dumb), each sample is printed as lines of text; with --json as one line
+of JSON. A daemon that does not answer is shown as such, and holds up nobody.
+Colours are left out if NO_COLOR is set.`,
 		Example: `  lazyvol status
-  lazyvol status --watch vol-0123456789abcdef0`,
+  lazyvol status --watch vol-0123456789abcdef0
+  lazyvol status --watch --interval 5s --json`,
 		RunE: func(c *cobra.Command, args []string) error {
-			for {
-				var screen bytes.Buffer
-				if err := a.printStatus(c.Context(), &screen, args, asJSON); err != nil {
-					return err
+			if watch {
+				if interval < leastInterval {
+					return usageError{fmt.Errorf("--interval %v: it must be %v at least", interval, leastInterval)}
 				}
-				if watch {
-					fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
-				}
-				if _, err := a.stdout.Write(screen.Bytes()); err != nil || !watch {
-					return err
-				}
-				select {
-				case <-c.Context().Done():
-					return nil
-				case <-time.After(time.Second):
-				}
+				return a.watch(c.Context(), strings.Join(args, ""), interval, asJSON)
 			}
+			if c.Flags().Changed("interval") {
+				return combinationError{errors.New("--interval goes with --watch")}
+			}
+			return a.printStatus(c.Context(), a.stdout, args, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVar(&watch, "watch", false, "show it anew every second")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on showing it, on one screen")
+	c.Flags().DurationVar(&interval, "interval", interval, "how often --watch looks")
 	return c
 }
 
@@ -183,7 +202,7 @@ func statusTable(w io.Writer, all []statusJSON) error {
 		}
 	}
 	if unsaved {
-		fmt.Fprintln(w, "What is dirty exists on this host only until 'lazyvol snapshot create VOL'.")
+		fmt.Fprintln(w, dirtyWarning)
 	}
 	return nil
 }
@@ -265,29 +284,21 @@ func askStatus(ctx context.Context, dir string) (statusJSON, error) {
 // statusOfAll returns the status of every volume, then of every mounted
 // snapshot.
 func (a *app) statusOfAll(ctx context.Context) ([]statusJSON, error) {
-	records, failed, err := volume.List(vfs.OS(), a.state)
+	const patience = 15 * time.Second // more than any of them has
+	sampler := a.newSampler(a.subjects)
+	ctx, cancel := context.WithCancel(ctx)
+	defer sampler.close()
+	defer cancel()
+	s, err := sampler.sample(ctx, patience)
 	if err != nil {
 		return nil, err
 	}
-	for _, err := range failed {
+	for _, err := range s.failed {
 		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
 	}
 	all := []statusJSON{}
-	for _, r := range records {
-		s, err := a.statusOf(ctx, string(r.ID))
-		if err != nil { // in use by a command, or damaged: the others are still of interest
-			s = statusJSON{ID: string(r.ID), Size: r.Size, BlockSize: r.BlockSize, State: hydrate.Paused.String(), Errors: []string{err.Error()}}
-		}
-		all = append(all, s)
-	}
-	sessions, err := a.sessions()
-	if err != nil {
-		return nil, err
-	}
-	for _, session := range sessions {
-		if s, err := askStatus(ctx, session.dir); err == nil { // else it is dead, or no mount
-			all = append(all, s)
-		}
+	for _, r := range s.rows {
+		all = append(all, r.statusJSON)
 	}
 	return all, nil
 }

@@ -26,8 +26,9 @@ var layers = map[string][]string{
 	"hydrate":                   {"manifest"},
 	"fs":                        {},
 	"internal/loopdev":          {},
+	"internal/probe":            {},
 	"internal/vfs":              {},
-	"cmd/lazyvol":               {"manifest", "crypt", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/vfs"},
+	"cmd/lazyvol":               {"manifest", "crypt", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/probe", "internal/vfs"},
 	"integration":               {},
 	"integration/bench":         {"manifest", "blockstore"},
 }

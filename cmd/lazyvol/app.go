@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/cache"
@@ -50,14 +51,24 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 
-	storeURL string
-	state    string
-	owner    string // recorded in the snapshots that are made; "": none
-	keys     *secretKeys
-	verbose  bool
-	memory   byteSize
-	onEvent  string // command for events; "" is none
-	events   emitter
+	storeURL  string
+	state     string
+	owner     string // recorded in the snapshots that are made; "": none
+	keys      *secretKeys
+	verbose   bool
+	memory    byteSize
+	progress  progressMode
+	operation string // the command that runs, as "snapshot create"
+	onEvent   string // command for events; "" is none
+	events    emitter
+	meter     *storeMeter
+	logging   logFlags
+	logged    logCounts
+	logFile   *logFile               // of a daemon; nil: none
+	settled   bool                   // the flags need no configuration
+	origins   map[*pflag.Flag]origin // of flags that are not on the command line
+
+	misconfigured error // what is wrong with the configuration file, which the doctor does without
 }
 
 func (a *app) command() *cobra.Command {
@@ -76,6 +87,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			a.operation = strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
+			if err := a.goOnWithout(c, a.configure(c)); err != nil {
+				return err
+			}
 			return errors.Join(a.boundMemory(c.Flags().Changed("memory")), a.resolve())
 		},
 		Args: cobra.ArbitraryArgs, // for RunE to refuse: cobra's own refusal is no usage error
@@ -88,16 +103,24 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	}
 	root.SetFlagErrorFunc(badFlag)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.storeURL, "store", os.Getenv("LAZYVOL_STORE"), "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
-	flags.StringVar(&a.state, "state", os.Getenv("LAZYVOL_STATE"), "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
-	flags.StringVar(&a.owner, "owner-id", os.Getenv("LAZYVOL_OWNER"), "record `ID` as the owner of the snapshots that are made (LAZYVOL_OWNER; default: they are the store's, and its id is shown)")
+	flags.StringVar(&a.storeURL, "store", "", "store `URL`: s3://bucket/prefix[?region=&endpoint=&profile=] or file:///path (LAZYVOL_STORE; default: the folder 'store' in the state directory)")
+	flags.StringVar(&a.state, "state", "", "state `directory` (LAZYVOL_STATE; default: /var/lib/lazyvol for root, $XDG_STATE_HOME/lazyvol else)")
+	flags.StringVar(&a.owner, "owner-id", "", "record `ID` as the owner of the snapshots that are made (LAZYVOL_OWNER; default: they are the store's, and its id is shown)")
 	flags.Bool("json", false, "print errors, and what is listed or shown, as JSON")
 	flags.Var(&a.memory, "memory", "need at most so many `bytes` of memory, in this process and in a daemon that it starts")
-	flags.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done to stderr")
-	flags.StringVar(&a.onEvent, "on-event", os.Getenv(onEventEnv), "hand each event of this command, or of the daemon that it starts, to this shell `command`: EBS's JSON on stdin ("+onEventEnv+")")
+	a.progress = progressAuto
+	flags.Var(&a.progress, "progress", "show on stderr `how` far a long command is: auto (a bar on a terminal), bar, json (a line at most each half second), none")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done to stderr: --log-level debug")
+	a.logging.register(flags)
+	flags.BoolVar(&a.settled, settledFlag, false, "")
+	if err := flags.MarkHidden(settledFlag); err != nil {
+		panic(err) // it is there
+	}
+	flags.String("config", "", "read settings from this `FILE` (LAZYVOL_CONFIG; default: /etc/lazyvol/config.toml for root, $XDG_CONFIG_HOME/lazyvol/config.toml else; '': none)")
+	flags.StringVar(&a.onEvent, "on-event", "", "hand each event of this command, or of the daemon that it starts, to this shell `command`: EBS's JSON on stdin ("+onEventEnv+")")
 	root.AddCommand(
-		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.unmountCommand(),
-		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.completionCommand(), a.manCommand(), a.versionCommand(),
+		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.browseCommand(), a.unmountCommand(),
+		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.healthCommand(), a.metricsCommand(), a.probeMountCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.completionCommand(), a.manCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(),
 	)
 	a.complete(root)
 	return root
@@ -165,13 +188,7 @@ func (a *app) defaultStore() string {
 }
 
 // log returns the logger of a command: to stderr, and quiet unless asked.
-func (a *app) log() *slog.Logger {
-	level := slog.LevelWarn
-	if a.verbose {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-}
+func (a *app) log() *slog.Logger { return a.logger(a.stderr, a.minimum(slog.LevelWarn)) }
 
 // A remote is the store of an invocation.
 type remote struct {
@@ -203,7 +220,8 @@ func (a *app) connect(ctx context.Context, at string, patience time.Duration) (r
 	if err != nil {
 		return remote{}, openError(err)
 	}
-	retrying := blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience})
+	objects = blockstore.Observe(objects, a.meter.seen)
+	retrying := blockstore.Retry(objects, blockstore.RetryPolicy{Total: patience, Retried: a.meter.retried})
 	if isDefault {
 		store, err := snapshot.Init(ctx, retrying)
 		if err == nil {
@@ -244,7 +262,7 @@ func (a *app) host(store remote, deadline time.Duration, log *slog.Logger) (*vol
 	}
 	// Limits lie below the retries: a request that waits to try again holds up no other.
 	limited := func(requests int) blockstore.Store {
-		return blockstore.Retry(blockstore.Limit(store.objects, requests), blockstore.RetryPolicy{Total: deadline})
+		return blockstore.Retry(blockstore.Limit(store.objects, requests), blockstore.RetryPolicy{Total: deadline, Retried: a.meter.retried})
 	}
 	return &volume.Host{
 		FS: vfs.OS(), State: a.state, Store: store.Store, Name: hostname(), Boot: boot, Leaves: leaves,

@@ -61,6 +61,7 @@ var completedArguments = map[string]places{
 	"snapshot create":          {[]argument{file((*app).volumeIDs)}, true},
 	"snapshot show":            {[]argument{oneOf((*app).snapshotIDs)}, false},
 	"snapshot diff":            {[]argument{oneOf((*app).snapshotIDs), oneOf((*app).snapshotIDs)}, false},
+	"snapshot map":             {[]argument{oneOf((*app).volumeIDs, (*app).snapshotIDs)}, false},
 	"snapshot tag":             {[]argument{oneOf((*app).snapshotIDs)}, false},
 	"snapshot export":          {[]argument{oneOf((*app).snapshotIDs), file()}, false},
 	"snapshot verify":          {[]argument{oneOf((*app).snapshotIDs)}, false},
@@ -74,10 +75,12 @@ var completedArguments = map[string]places{
 	"volume resize":            {[]argument{oneOf((*app).volumeIDs)}, false},
 	"volume delete":            {[]argument{oneOf((*app).volumeIDs)}, false},
 	"mount":                    {[]argument{oneOf((*app).volumeIDs, (*app).snapshotIDs), directory()}, false},
+	"browse":                   {[]argument{directory()}, false},
 	"unmount":                  {[]argument{oneOf((*app).mountDirs, (*app).volumeIDs)}, false},
 	"attach":                   {[]argument{oneOf((*app).volumeIDs, (*app).snapshotIDs)}, false},
-	"detach":                   {[]argument{oneOf((*app).loopDevices, (*app).attachedIDs)}, false},
+	"detach":                   {[]argument{oneOf((*app).loopDevices, (*app).attachedIDs, (*app).attachedDirs)}, false},
 	"status":                   {[]argument{oneOf((*app).volumeIDs, (*app).mountDirs)}, false},
+	"health":                   {[]argument{oneOf((*app).volumeIDs, (*app).mountDirs)}, false},
 	"hydrate":                  {[]argument{oneOf((*app).volumeIDs, (*app).mountDirs)}, false},
 	"key generate":             {[]argument{file()}, false},
 	"key shred":                {[]argument{oneOf((*app).snapshotIDs)}, false},
@@ -89,8 +92,10 @@ var completedArguments = map[string]places{
 var completedFlags = map[string]argument{
 	"state":         directory(),
 	"freeze":        directory(),
+	"mount":         directory(),
 	"parent":        oneOf((*app).snapshotIDs),
 	"snapshot":      oneOf((*app).snapshotIDs),
+	"progress":      choice("auto", "bar", "json", "none"),
 	"mode":          choice("governance", "compliance"),
 	"public-access": choice("unblocked", "block-new-sharing", "block-all-sharing"),
 }
@@ -108,7 +113,7 @@ func (a *app) complete(root *cobra.Command) {
 				continue
 			}
 			err := c.RegisterFlagCompletionFunc(name, func(c *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-				return a.candidates(c.Context(), arg, nil, word), arg.directive
+				return a.candidates(c, arg, nil, word), arg.directive
 			})
 			if err != nil {
 				return err
@@ -147,15 +152,16 @@ func (a *app) completer(p places) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		arg := p.arguments[at]
-		return a.candidates(c.Context(), arg, given, word), arg.directive
+		return a.candidates(c, arg, given, word), arg.directive
 	}
 }
 
 // candidates lists what a word may become, but for what was given before it.
-func (a *app) candidates(ctx context.Context, arg argument, given []string, word string) []cobra.Completion {
-	if err := a.resolve(); err != nil { // again: the flags of the line are known only now
+func (a *app) candidates(c *cobra.Command, arg argument, given []string, word string) []cobra.Completion {
+	if a.configure(c) != nil || a.resolve() != nil { // again: the flags of the line are known only now
 		return nil
 	}
+	ctx := c.Context()
 	var found []cobra.Completion
 	for _, list := range arg.listers {
 		found = append(found, list(a, ctx, word)...)
@@ -218,7 +224,9 @@ func (a *app) attachedIDs(context.Context, string) (ids []cobra.Completion) {
 		return nil
 	}
 	for _, e := range entries {
-		ids = append(ids, e.Name())
+		if e.IsDir() { // what else there is are records
+			ids = append(ids, e.Name())
+		}
 	}
 	return ids
 }

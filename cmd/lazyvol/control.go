@@ -99,16 +99,21 @@ func (c controlClient) call(ctx context.Context, method, path string, body io.Re
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var op *net.OpError
-		if errors.Is(err, fs.ErrNotExist) || errors.As(err, &op) && op.Op == "dial" {
-			return nil, fmt.Errorf("%w: %w", errNoDaemon, err)
-		}
-		return nil, fmt.Errorf("ask the daemon: %w", err)
+		return nil, controlError(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
 	}
 	return nil, refusedBy(resp)
+}
+
+// controlError says why a daemon could not be asked.
+func controlError(err error) error {
+	var op *net.OpError
+	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Errorf("%w: %w", errNoDaemon, err)
+	}
+	return fmt.Errorf("ask the daemon: %w", err)
 }
 
 // refusedBy returns the error with which a daemon answers.

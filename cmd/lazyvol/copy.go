@@ -66,7 +66,7 @@ found it silent for 25 minutes. Tags are copied only with --copy-tags.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.to, "to", "", "store `URL` that the copy goes to, as --store")
-	flags.StringVar(&f.key, "key", os.Getenv(keyEnv), "encrypt the copy under the key that this `URI` names ("+keyEnv+"; default: that of the snapshot, if it is encrypted)")
+	flags.StringVar(&f.key, "key", "", "encrypt the copy under the key that this `URI` names ("+keyEnv+"; default: that of the snapshot, if it is encrypted)")
 	flags.StringVar(&f.description, "description", "", "what it is (default: what it is a copy of)")
 	flags.BoolVar(&f.copyTags, "copy-tags", false, "copy the tags too")
 	return c
@@ -148,21 +148,19 @@ func (j *copyJob) run(ctx context.Context, f *copyFlags) (_ manifest.Outcome, er
 	if !f.described {
 		c.Description = copyDescription(j.source, j.from, described.Description)
 	}
-	stop := func() {}
-	defer func() { stop() }()
-	c.Begun = func(attempt *snapshot.Attempt, _ bool) {
-		stop() // of one whose parent was deleted
-		stop = j.showProgress("copy", attempt, img.Geometry().Size)
-	}
+	bar := j.newProgress(j.source.String(), unknownTotal)
+	defer bar.end()
+	c.Begun = func(attempt *snapshot.Attempt, _ bool) { bar.follow(attempt.Progress) }
 	outcome, err := c.Run(ctx)
-	stop()
 	switch {
 	case err == nil:
+		bar.finish()
 		j.made = outcome.Snapshot
 		ended = true
 	case snapshot.IsDamage(err) && ctx.Err() == nil, errors.Is(err, snapshot.ErrAborted):
 		ended = true
 	case !ended:
+		bar.end()
 		fmt.Fprintf(j.stderr, "lazyvol: %s stays pending: the same command goes on with it, and 'lazyvol --store %q snapshot delete %s' gives it up\n",
 			j.made, j.to, j.made)
 	}
@@ -262,27 +260,4 @@ func copyDescription(id manifest.SnapshotID, from *snapshot.Store, description s
 		s = s[:len(s)-n]
 	}
 	return s
-}
-
-// showProgress shows how far an attempt is until stop is called, which may be called
-// again.
-func (a *app) showProgress(what string, attempt *snapshot.Attempt, size int64) (stop func()) {
-	bar := a.newProgress(what, size)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for ctx.Err() == nil {
-			bar.set(size / 100 * int64(attempt.Percent()))
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	}()
-	return func() {
-		cancel()
-		<-done
-		bar.end()
-	}
 }

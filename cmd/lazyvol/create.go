@@ -27,6 +27,8 @@ type createFlags struct {
 	tags        []string
 	freeze      []string
 	noWait      bool
+
+	freezeMounted bool // whatever is mounted from the volumes' loop devices
 }
 
 func (a *app) snapshotCreateCommand() *cobra.Command {
@@ -57,7 +59,7 @@ changes themselves.`,
 			if err := manifest.CheckDescription(f.description); err != nil {
 				return usageError{err}
 			}
-			if err := f.checkKey(c, args); err != nil {
+			if err := f.checkKey(a.givenHere(c, "key"), args); err != nil {
 				return err
 			}
 			ready, err := newReadiness()
@@ -66,6 +68,16 @@ changes themselves.`,
 			}
 			if f.noWait && !ready.background() {
 				return a.createInBackground(c.Context(), args, &f)
+			}
+			if ready.background() {
+				a.progress = progressNone // its stderr is soon a log
+			}
+			if f.freezeMounted {
+				mounted, err := a.mountedOf(c.Context(), args)
+				if err != nil {
+					return ready.failed(err)
+				}
+				f.freeze = append(f.freeze, mounted...)
 			}
 			switch {
 			case len(args) > 1:
@@ -83,6 +95,7 @@ changes themselves.`,
 	flags.StringVar(&f.description, "description", "", "what it is")
 	flags.StringArrayVar(&f.tags, "tag", nil, "tag as `KEY=VALUE` (repeatable)")
 	flags.StringArrayVar(&f.freeze, "freeze", nil, "freeze the filesystem mounted on this `DIR` at the moment of the snapshot (repeatable)")
+	flags.BoolVar(&f.freezeMounted, "freeze-mounted", false, "freeze whatever filesystems are mounted from the volumes' loop devices at the moment of the snapshot")
 	keyFlag(flags, &f.key)
 	flags.BoolVar(&f.noWait, "no-wait", false, "print the id once the snapshot is pending, and go on in the background")
 	return c
@@ -91,8 +104,7 @@ changes themselves.`,
 // checkKey refuses a key for what begins no lineage; one that is the default is not
 // meant for that. With a parent a given one is compared with the lineage's: whoever can
 // write the store could else have changed that.
-func (f *createFlags) checkKey(c *cobra.Command, sources []string) error {
-	given := c.Flags().Changed("key")
+func (f *createFlags) checkKey(given bool, sources []string) error {
 	switch {
 	case strings.HasPrefix(sources[0], "vol-") && given:
 		return usageError{errKeyOfLineage}
@@ -114,6 +126,9 @@ func (a *app) createInBackground(ctx context.Context, sources []string, f *creat
 	}
 	for _, t := range f.tags {
 		args = append(args, "--tag="+t)
+	}
+	if f.freezeMounted {
+		args = append(args, "--freeze-mounted")
 	}
 	for _, dir := range f.freeze {
 		abs, err := filepath.Abs(dir)
@@ -241,16 +256,20 @@ func (a *app) planImage(ctx context.Context, store *snapshot.Store, size int64, 
 }
 
 func (a *app) uploadImage(ctx context.Context, attempt *snapshot.Attempt, src *snapshot.FileSource, g manifest.Geometry) (manifest.Outcome, error) {
-	stop := a.showProgress("snapshot", attempt, g.Size)
-	err := attempt.Upload(ctx, src.Source(g.BlockSize))
-	stop()
-	if err != nil {
+	bar := a.newProgress(attempt.ID().String(), unknownTotal)
+	defer bar.end()
+	bar.follow(attempt.Progress)
+	if err := attempt.Upload(ctx, src.Source(g.BlockSize)); err != nil {
 		return manifest.Outcome{}, err
 	}
 	if err := src.Changed(); err != nil {
 		return manifest.Outcome{}, err
 	}
-	return attempt.Commit(ctx)
+	outcome, err := attempt.Commit(ctx)
+	if err == nil {
+		bar.finish()
+	}
+	return outcome, err
 }
 
 // abort gives an attempt up for a reason.
@@ -313,6 +332,8 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
+	bar := a.newProgress("", unknownTotal)
+	defer bar.end()
 	var cutErr error
 	var made manifest.SnapshotID
 	start := time.Now()
@@ -320,6 +341,8 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 		Description: f.description, Tags: tags,
 		Cut: func(attempt *snapshot.Attempt) {
 			made = attempt.ID()
+			bar.identify(made.String())
+			bar.follow(attempt.Progress)
 			cutErr = errors.Join(thaw(), begun(ready, made, dir))
 		},
 	})
@@ -327,6 +350,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if err := errors.Join(err, cutErr); err != nil {
 		return err
 	}
+	bar.finish()
 	if !f.noWait {
 		fmt.Fprintln(a.stdout, outcome.Snapshot)
 	}
@@ -346,7 +370,7 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 		return err
 	}
 	defer body.Close()
-	bar := a.newProgress("snapshot", 100)
+	bar := a.newProgress("", unknownTotal)
 	defer bar.end()
 	for decoder := json.NewDecoder(body); ; {
 		var e snapshotEvent
@@ -356,11 +380,14 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 			}
 			return fmt.Errorf("the daemon broke off; the changes are kept: %w", err)
 		}
-		bar.set(int64(e.Percent))
+		if e.TotalBytes > 0 {
+			bar.setOf(e.DoneBytes, e.TotalBytes)
+		}
 		switch {
 		case e.Error != "":
 			return remoteError{e.report}
 		case e.Cut:
+			bar.identify(e.Snapshot)
 			id, err := manifest.ParseSnapshotID(e.Snapshot)
 			if err := errors.Join(err, thaw()); err != nil {
 				return err
@@ -369,6 +396,7 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 				return err
 			}
 		case e.Done:
+			bar.finish()
 			if !f.noWait {
 				fmt.Fprintln(a.stdout, e.Snapshot)
 			}

@@ -9,13 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/fs"
@@ -37,9 +36,13 @@ type daemon struct {
 	trace    tracing
 	replay   *hydrate.Hydrator // of a trace, before the hydrator runs; nil if there is none
 	hydrator *hydrate.Hydrator
+	monitor  *monitor
 	log      *slog.Logger
 
 	mountpoint string
+	shownAs    string // to people: the mountpoint, or the loop device on it
+	notify     *notifier
+	letGo      func(*slog.Logger) // undoes, as far as it can, what was done on top of the mount; nil: nothing was
 	paused     atomic.Bool
 	resumed    chan struct{} // holds a token after a resume
 	unsettled  chan struct{} // holds a token while the volume needs settling
@@ -70,11 +73,14 @@ func addSpareProcs() {
 // when it can be used.
 func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (err error) {
 	o.Status, o.Log, o.ID = d.statusJSON, d.log, d.id
+	if d.monitor, err = newMonitor(d); err != nil {
+		return err
+	}
 	listener, err := listenControl(d.dir)
 	if err != nil {
 		return err
 	}
-	server, err := fs.Mount(d.mountpoint, d.device, o)
+	server, err := fs.Mount(d.mountpoint, d.monitor.counted(), o)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -88,6 +94,7 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 		}
 	})
 	workers.Go(func() { d.hydrate(work) })
+	workers.Go(func() { d.monitor.run(work) })
 	if d.volume != nil {
 		workers.Go(func() { d.settle(work) })
 	}
@@ -98,14 +105,19 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 	})
 	if err = ready(); err == nil {
 		d.log.Info("mounted", "id", d.id, "mountpoint", d.mountpoint)
+		workers.Go(func() { d.notify.keepTelling(work, d.alive, d.statusLine) })
 		select {
 		case <-gone:
 		case <-ctx.Done():
 			d.log.Info("unmounting", "why", context.Cause(ctx))
 		}
+		d.notify.stopping(d.id + " ends; what is in use is served until its last user is done")
+		if d.letGo != nil {
+			d.letGo(d.log)
+		}
 	}
 	stop(errStopping) // ends a snapshot that is being made
-	err = errors.Join(err, d.unmount(server, gone))
+	err = errors.Join(err, takeDown(server, gone, d.log))
 	err = errors.Join(err, control.Close())
 	workers.Wait()
 	d.making.Lock() // until the last snapshot was told of
@@ -116,9 +128,9 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 // errStopping is the cause of work that the end of the mount cut short.
 var errStopping = errors.New("the volume is being unmounted")
 
-// unmount takes the mount away. One that is in use goes out of sight at once,
+// takeDown takes a mount away. One that is in use goes out of sight at once,
 // and is served until its last user closes it.
-func (d *daemon) unmount(server *fs.Server, gone <-chan struct{}) error {
+func takeDown(server *fs.Server, gone <-chan struct{}, log *slog.Logger) error {
 	select {
 	case <-gone:
 		return nil
@@ -126,7 +138,7 @@ func (d *daemon) unmount(server *fs.Server, gone <-chan struct{}) error {
 	}
 	err := server.Unmount()
 	if errors.Is(err, fs.ErrBusy) {
-		d.log.Warn("the mount is in use; serving on until its last user is done")
+		log.Warn("the mount is in use; serving on until its last user is done")
 		err = server.UnmountLazy()
 	}
 	if err != nil {
@@ -262,6 +274,9 @@ func (d *daemon) handler(work context.Context, server *fs.Server) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(d.statusJSON()) // the client is gone if this fails
 	})
+	mux.HandleFunc("GET /health", d.monitor.serveHealth)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(d.monitor.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /map", func(w http.ResponseWriter, r *http.Request) { d.serveMap(work, w, r) })
 	mux.HandleFunc("POST /pause", func(w http.ResponseWriter, _ *http.Request) { d.pause(true) })
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) { d.pause(false) })
 	mux.HandleFunc("POST /attach", d.serveAttach)
@@ -299,10 +314,11 @@ type snapshotRequest struct {
 
 // snapshotEvent is one line of the answer. The last has Done or Error.
 type snapshotEvent struct {
-	Snapshot string `json:"snapshot,omitempty"`
-	Percent  int    `json:"percent,omitempty"`
-	Cut      bool   `json:"cut,omitempty"` // the moment of the snapshot has passed
-	Done     bool   `json:"done,omitempty"`
+	Snapshot   string `json:"snapshot,omitempty"`
+	DoneBytes  int64  `json:"doneBytes,omitempty"` // of the upload, and of how many
+	TotalBytes int64  `json:"totalBytes,omitempty"`
+	Cut        bool   `json:"cut,omitempty"` // the moment of the snapshot has passed
+	Done       bool   `json:"done,omitempty"`
 	report
 }
 
@@ -359,11 +375,13 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 	watch, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	var id manifest.SnapshotID
+	var made *snapshot.Attempt
 	start := time.Now()
+	ended := d.monitor.snapshotBegins()
 	outcome, err := d.volume.Snapshot(ctx, volume.SnapshotOptions{
 		Description: req.Description, Tags: req.Tags,
 		Cut: func(attempt *snapshot.Attempt) {
-			id = attempt.ID()
+			id, made = attempt.ID(), attempt
 			events <- snapshotEvent{Snapshot: attempt.ID().String(), Cut: true}
 			watching.Go(func() {
 				for {
@@ -373,7 +391,7 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 					case <-tick.C:
 					}
 					select {
-					case events <- snapshotEvent{Percent: attempt.Percent()}:
+					case events <- uploaded(attempt):
 					default:
 					}
 				}
@@ -387,6 +405,7 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
 	}
+	ended(err)
 	d.app.snapshotEnded(d.store, id, manifest.VolumeID(d.id), start, err)
 	if err != nil {
 		d.log.Error("snapshot failed", "error", err)
@@ -397,21 +416,13 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 		events <- snapshotEvent{report: failure(err)}
 		return
 	}
-	events <- snapshotEvent{Snapshot: outcome.Snapshot.String(), Done: true}
+	last := uploaded(made)
+	last.Snapshot, last.Done = outcome.Snapshot.String(), true
+	events <- last
 }
 
-// logToFile sends the process's log, and whatever else goes to stderr, to a
-// file in the daemon's folder.
-func logToFile(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("open the log: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return fmt.Errorf("open the log: %w", err)
-	}
-	if err := unix.Dup2(int(f.Fd()), 2); err != nil {
-		return errors.Join(fmt.Errorf("open the log: %w", err), f.Close())
-	}
-	return f.Close()
+// uploaded tells how far an attempt is.
+func uploaded(attempt *snapshot.Attempt) (e snapshotEvent) {
+	e.DoneBytes, e.TotalBytes = attempt.Progress()
+	return e
 }

@@ -67,6 +67,9 @@ func (a *app) deleteSnapshots(ctx context.Context, store *snapshot.Store, ids []
 			fmt.Fprintf(a.stderr, "%s is in the recycle bin until %s\n", id, until.Local().Format(time.DateTime))
 		}
 	}
+	bar := a.newProgress("", unknownTotal)
+	defer bar.end()
+	store.TellFreed(bar.add)
 	for lineage := range lineages {
 		r, err := store.Reclaim(ctx, lineage)
 		if err != nil {
@@ -75,6 +78,9 @@ func (a *app) deleteSnapshots(ctx context.Context, store *snapshot.Store, ids []
 			continue
 		}
 		fmt.Fprintf(a.stderr, "freed %s\n", size(r.Bytes))
+	}
+	if failed == nil {
+		bar.finish()
 	}
 	return failed
 }
@@ -96,6 +102,9 @@ for good are removed by 'lazyvol volume forget'.`,
 			if _, err := store.ID(ctx); err != nil {
 				return err
 			}
+			bar := a.newProgress("", unknownTotal)
+			defer bar.end()
+			store.TellFreed(bar.add)
 			a.sweepSessions(ctx, store)
 			lineages, err := store.Lineages(ctx)
 			if err != nil {
@@ -121,6 +130,10 @@ for good are removed by 'lazyvol volume forget'.`,
 			}
 			expired, bytes, err := store.ExpireEvents(ctx)
 			failed, objects, freed = errors.Join(failed, err), objects+expired, freed+bytes
+			if failed == nil {
+				bar.finish()
+			}
+			bar.end()
 			fmt.Fprintf(a.stderr, "freed %s: %d objects removed, %d packs rewritten\n", size(freed), objects, rewritten)
 			return errors.Join(w.Flush(), failed)
 		},

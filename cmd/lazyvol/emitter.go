@@ -43,6 +43,10 @@ const (
 // inherit it: what it does to a store is no news to itself.
 const onEventEnv = "LAZYVOL_ON_EVENT"
 
+// inEventEnv tells the command that it is one: a configuration file's --on-event is not
+// for it either.
+const inEventEnv = "LAZYVOL_IN_EVENT"
+
 // An emitter carries what happened to the store and to the command of --on-event,
 // in the background and each by itself: no job waits for either, nor fails by it.
 // The zero emitter is ready to use.
@@ -219,7 +223,7 @@ func (h hook) run(ctx context.Context, event []byte) error {
 	var output tail
 	c := exec.CommandContext(ctx, "sh", "-c", h.command)
 	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(event), &output, &output
-	c.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, onEventEnv+"=") })
+	c.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, onEventEnv+"=") }), inEventEnv+"=1")
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = time.Second // for what it left in the background with its output open

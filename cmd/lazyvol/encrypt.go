@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 
 	"github.com/spf13/pflag"
@@ -18,7 +17,7 @@ const keyEnv = "LAZYVOL_KEY"
 
 // keyFlag adds --key, for what begins a lineage.
 func keyFlag(flags *pflag.FlagSet, key *string) {
-	flags.StringVar(key, "key", os.Getenv(keyEnv), "encrypt it under the key that this `URI` names: file:///path ('lazyvol key generate') or awskms:///key-or-alias ("+keyEnv+"; default: not encrypted)")
+	flags.StringVar(key, "key", "", "encrypt it under the key that this `URI` names: file:///path ('lazyvol key generate') or awskms:///key-or-alias ("+keyEnv+"; default: not encrypted)")
 }
 
 // checkKey refuses a URI that names no key, before anything is done.

@@ -88,7 +88,6 @@ type verdict struct {
 var verdicts = []verdict{
 	{errInterrupted, "", exitInterrupted},
 	{manifest.ErrCorrupt, "", exitFailed}, // also of an id in a record
-	{blockstore.ErrCorrupt, "", exitFailed},
 
 	{manifest.ErrSnapshotID, "InvalidSnapshotID.Malformed", exitUsage},
 	{manifest.ErrVolumeID, "InvalidVolumeID.Malformed", exitUsage},

@@ -62,10 +62,13 @@ export.`,
 				return err
 			}
 			defer end()
+			e.bar = a.newProgress(id.String(), e.img.Root.DataBlocks*int64(e.img.Geometry().BlockSize))
+			defer e.bar.end()
 			if st != nil && st.Mode()&os.ModeDevice != 0 {
 				if err := e.toDevice(ctx, path); err != nil {
 					return err
 				}
+				e.bar.finish()
 				return e.tellLosses(a.stderr)
 			}
 			return e.toFile(ctx, path, force)
@@ -82,6 +85,9 @@ type export struct {
 	img     *snapshot.Image
 	salvage *volume.Salvage // nil: damage fails the export
 	losses  []snapshot.Loss
+
+	bar    *progress
+	zeroed int64 // bytes of a block device, before the snapshot's
 }
 
 func (e *export) openSalvage(ctx context.Context, store *snapshot.Store) error {
@@ -148,16 +154,18 @@ func (e *export) toFile(ctx context.Context, path string, force bool) (err error
 	if err := os.Rename(f.Name(), path); err != nil {
 		return failed(err)
 	}
-	if err := f.Close(); err != nil || len(e.losses) == 0 {
+	if err := f.Close(); err != nil {
 		return err
+	}
+	e.bar.finish()
+	if len(e.losses) == 0 {
+		return nil
 	}
 	return e.verdict(list)
 }
 
 func (e *export) to(ctx context.Context, f *os.File) (err error) {
-	bar := e.newProgress("export", e.img.Root.DataBlocks*int64(e.img.Geometry().BlockSize))
-	defer bar.end()
-	progress := func(done, _ int64) { bar.set(done) }
+	progress := func(done, total int64) { e.bar.setOf(e.zeroed+done, e.zeroed+total) }
 	if e.salvage == nil {
 		return e.img.Export(ctx, f, progress)
 	}
@@ -221,14 +229,18 @@ func (e *export) toDevice(ctx context.Context, path string) (err error) {
 	if size < img.Geometry().Size {
 		return refusal{fmt.Errorf("it has %d bytes, the snapshot %d", size, img.Geometry().Size)}
 	}
+	data := img.Root.DataBlocks * int64(img.Geometry().BlockSize)
 	zeros := make([]byte, 1<<20)
 	for off := int64(0); off < img.Geometry().Size; off += int64(len(zeros)) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), img.Geometry().Size-off)], off); err != nil {
+		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), img.Geometry().Size-off)], off)
+		if err != nil {
 			return err
 		}
+		e.zeroed += int64(n)
+		e.bar.setOf(e.zeroed, img.Geometry().Size+data)
 	}
 	if err := e.to(ctx, f); err != nil {
 		return err

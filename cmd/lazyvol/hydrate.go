@@ -54,7 +54,7 @@ command itself.`,
 			if err := body.Close(); err != nil || !wait {
 				return err
 			}
-			return a.waitHydrated(ctx, dir)
+			return a.waitHydrated(ctx, s, dir)
 		},
 	}
 	c.Flags().BoolVar(&wait, "wait", false, "return when everything is there")
@@ -75,21 +75,20 @@ func (a *app) folderOf(s statusJSON) (string, error) {
 	return filepath.Dir(lock), nil
 }
 
-// waitHydrated watches a daemon until everything is there.
-func (a *app) waitHydrated(ctx context.Context, dir string) error {
-	var bar *progress
+// waitHydrated watches a daemon, whose status was s, until everything is there.
+func (a *app) waitHydrated(ctx context.Context, s statusJSON, dir string) error {
+	bar := a.newProgress(s.ID, s.TotalBytes)
+	defer bar.end()
+	bar.set(s.HydratedBytes)
 	for {
 		s, err := askStatus(ctx, dir)
 		if err != nil {
 			return err
 		}
-		if bar == nil {
-			bar = a.newProgress("hydrating", s.TotalBytes)
-			defer bar.end()
-		}
-		bar.set(s.HydratedBytes)
+		bar.setOf(s.HydratedBytes, s.TotalBytes)
 		switch s.State {
 		case hydrate.Done.String():
+			bar.finish()
 			return nil
 		case hydrate.CacheFull.String():
 			return fmt.Errorf("the cache is full at %s of %s: %s", size(s.HydratedBytes), size(s.TotalBytes), strings.Join(s.Errors, "; "))
@@ -117,8 +116,10 @@ func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	h := hydrate.New(source{v.Device}, hydrate.Options{Log: a.log()})
-	bar := a.newProgress("hydrating", v.Stats().TotalBytes)
+	before := v.Stats()
+	bar := a.newProgress(target, before.TotalBytes)
 	defer bar.end()
+	bar.set(before.HydratedBytes)
 	watch, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -143,6 +144,8 @@ func (a *app) hydrateUnmounted(ctx context.Context, target string) (err error) {
 		return context.Cause(ctx)
 	case full:
 		err = v.Full()
+	case err == nil:
+		bar.finish()
 	}
 	a.noteInitialized(store, v.Record(), err)
 	return err

@@ -46,7 +46,8 @@ var errInterrupted = errors.New("interrupted")
 
 // run runs one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory, keys: newSecretKeys()}
+	stderr = newConsole(stderr)
+	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory, keys: newSecretKeys(), meter: newStoreMeter()}
 	defer app.events.finish()
 	root := app.command()
 	root.SetArgs(args)

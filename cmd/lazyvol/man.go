@@ -15,10 +15,6 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-// environmentFlags are those whose default is a variable of the environment: of
-// whoever writes the pages, not of who reads them.
-var environmentFlags = []string{"store", "state", "owner-id", "on-event", "key"}
-
 func (a *app) manCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "man DIR", Short: "Write the man pages into a directory", Args: args(cobra.ExactArgs(1)),
@@ -57,22 +53,13 @@ func buildTime() (time.Time, error) {
 	return time.Time{}, nil
 }
 
-// writeManPages writes the pages of root and of all that its help lists. The tree is
-// of no other use afterwards.
+// writeManPages writes the pages of root and of all that its help lists.
 func writeManPages(root *cobra.Command, dir string, date time.Time) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write man pages: %w", err)
 	}
 	root.DisableAutoGenTag = true
 	return eachCommand(root, func(c *cobra.Command) error {
-		for _, name := range environmentFlags {
-			if f := c.Flags().Lookup(name); f != nil {
-				f.DefValue = ""
-			}
-			if f := c.PersistentFlags().Lookup(name); f != nil {
-				f.DefValue = ""
-			}
-		}
 		var page bytes.Buffer
 		header := &doc.GenManHeader{Section: "1", Date: &date, Source: "lazyvol", Manual: "lazyvol"}
 		if err := doc.GenMan(c, header, &page); err != nil {

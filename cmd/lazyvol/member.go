@@ -43,11 +43,12 @@ type setOrder struct {
 
 // setReply answers an order, if Did names it, or tells of an upload how far it is.
 type setReply struct {
-	Did       string            `json:"did,omitempty"`
-	Snapshot  string            `json:"snapshot,omitempty"` // its id, once its intent is in the store
-	Percent   int               `json:"percent,omitempty"`
-	Outcome   *manifest.Outcome `json:"outcome,omitempty"`   // of an upload
-	Committed bool              `json:"committed,omitempty"` // when it has finished
+	Did        string            `json:"did,omitempty"`
+	Snapshot   string            `json:"snapshot,omitempty"` // its id, once its intent is in the store
+	DoneBytes  int64             `json:"doneBytes,omitempty"`
+	TotalBytes int64             `json:"totalBytes,omitempty"`
+	Outcome    *manifest.Outcome `json:"outcome,omitempty"`   // of an upload
+	Committed  bool              `json:"committed,omitempty"` // when it has finished
 	report
 }
 
@@ -135,7 +136,10 @@ func (d *daemon) serveSet(work context.Context, w http.ResponseWriter, r *http.R
 		return
 	}
 	p := part{line: newLine(conn, buffered), member: member, options: volume.SnapshotOptions{Description: req.Description, Tags: req.Tags}}
-	if err := p.serve(work); err != nil {
+	ended := d.monitor.snapshotBegins()
+	err = p.serve(work)
+	ended(err)
+	if err != nil {
 		d.log.Error("a snapshot of several volumes failed here", "set", req.Set, "error", err)
 		select {
 		case d.unsettled <- struct{}{}:
@@ -247,7 +251,9 @@ func (p *part) upload(ctx context.Context, reply *setReply) error {
 	watch, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	o := p.options
+	var made *snapshot.Attempt
 	o.Cut = func(attempt *snapshot.Attempt) {
+		made = attempt
 		_ = p.line.send(setReply{Snapshot: attempt.ID().String()}) // who does not hear of it has gone
 		watching.Go(func() { p.tell(watch, attempt) })
 		if p.turns == nil {
@@ -263,6 +269,9 @@ func (p *part) upload(ctx context.Context, reply *setReply) error {
 	stop()
 	watching.Wait()
 	reply.Outcome = &outcome
+	if made != nil {
+		reply.DoneBytes, reply.TotalBytes = made.Progress()
+	}
 	return err
 }
 
@@ -276,6 +285,7 @@ func (p *part) tell(ctx context.Context, attempt *snapshot.Attempt) {
 			return
 		case <-tick.C:
 		}
-		_ = p.line.send(setReply{Percent: attempt.Percent()}) // likewise
+		done, total := attempt.Progress()
+		_ = p.line.send(setReply{DoneBytes: done, TotalBytes: total}) // likewise
 	}
 }

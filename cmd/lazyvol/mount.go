@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -33,17 +34,27 @@ type mountFlags struct {
 	readAhead    byteSize
 	uid, gid     uint32
 	trace        traceFlags
+
+	// What 'attach --foreground' does on top of a mount that can be used, before
+	// anybody is told of it; it returns what is shown to people. And how it is undone.
+	up   func(context.Context) (string, error)
+	down func(*slog.Logger)
 }
 
 func (f *mountFlags) register(c *cobra.Command) {
 	flags := c.Flags()
+	f.registerReading(flags)
 	flags.BoolVar(&f.noHydrate, "no-hydrate", false, "fetch only what is read ('lazyvol hydrate --resume' begins later)")
 	flags.Var(&f.hydrateRate, "hydrate-rate", "fetch at most so many bytes a second in the background, as 100MiB")
+	f.trace.register(flags)
+}
+
+// registerReading adds the flags of whatever shows images, volumes or not.
+func (f *mountFlags) registerReading(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.readDeadline, "read-deadline", defaultReadDeadline, "how long a read waits for the store before it fails")
 	flags.Var(&f.cacheSize, "cache-size", "keep at most so many `bytes` on this host that the store has too, of all volumes and mounts together: what was used least recently goes first (default: leave a tenth of the filesystem free)")
 	f.readAhead = defaultReadAhead
 	flags.Var(&f.readAhead, "read-ahead", "fetch at most so many `bytes` ahead of a sequential reader at a time; 0: none")
-	f.trace.register(flags)
 	flags.BoolVar(&f.allowOther, "allow-other", false, "let other users in")
 	flags.Uint32Var(&f.uid, "uid", 0, "owner of the file")
 	flags.Uint32Var(&f.gid, "gid", 0, "group of the file")
@@ -51,12 +62,21 @@ func (f *mountFlags) register(c *cobra.Command) {
 
 // args returns the flags as a command line has them.
 func (f *mountFlags) args() []string {
-	args := []string{fmt.Sprintf("--read-deadline=%s", f.readDeadline), fmt.Sprintf("--read-ahead=%d", f.readAhead)}
+	args := f.readingArgs()
 	if f.noHydrate {
 		args = append(args, "--no-hydrate")
 	}
 	if f.hydrateRate > 0 {
 		args = append(args, fmt.Sprintf("--hydrate-rate=%d", f.hydrateRate))
+	}
+	return append(args, f.trace.args()...)
+}
+
+// readingArgs is args for the flags of registerReading.
+func (f *mountFlags) readingArgs() []string {
+	args := []string{
+		fmt.Sprintf("--read-deadline=%s", f.readDeadline), fmt.Sprintf("--read-ahead=%d", f.readAhead),
+		fmt.Sprintf("--uid=%d", f.uid), fmt.Sprintf("--gid=%d", f.gid),
 	}
 	if f.cacheSize > 0 {
 		args = append(args, fmt.Sprintf("--cache-size=%d", f.cacheSize))
@@ -64,8 +84,7 @@ func (f *mountFlags) args() []string {
 	if f.allowOther {
 		args = append(args, "--allow-other")
 	}
-	args = append(args, f.trace.args()...)
-	return append(args, fmt.Sprintf("--uid=%d", f.uid), fmt.Sprintf("--gid=%d", f.gid))
+	return args
 }
 
 func (f *mountFlags) check() error {
@@ -132,7 +151,13 @@ func (a *app) globalArgs() []string {
 	if a.verbose {
 		args = append(args, "--verbose")
 	}
-	if a.onEvent != os.Getenv(onEventEnv) {
+	if a.logging.level != "" {
+		args = append(args, "--log-level="+string(a.logging.level))
+	}
+	if a.logging.format != logText {
+		args = append(args, "--log-format="+string(a.logging.format))
+	}
+	if a.onEvent != "" {
 		args = append(args, "--on-event="+a.onEvent)
 	}
 	return args
@@ -140,22 +165,10 @@ func (a *app) globalArgs() []string {
 
 // mountHere mounts target and serves it in this process.
 func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) error {
-	if err := becomeFlusher(prctl, unix.Exec); err != nil {
-		a.log().Debug("the kernel may make the daemon wait for what only it can write", "error", err)
-	}
-	addSpareProcs()
-	ready, err := newReadiness()
+	log, ready, err := a.becomeDaemon(dir)
 	if err != nil {
 		return err
 	}
-	if err := checkMountpoint(dir); err != nil {
-		return ready.failed(err)
-	}
-	level := slog.LevelInfo
-	if a.verbose {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	switch {
 	case strings.HasPrefix(target, "snap-"):
 		err = a.mountSnapshot(ctx, target, dir, f, log, ready)
@@ -165,6 +178,23 @@ func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) 
 		err = usageError{fmt.Errorf("%q is neither a snapshot (snap-…) nor a volume (vol-…)", target)}
 	}
 	return ready.failed(err)
+}
+
+// becomeDaemon makes this process one that will serve a mount on dir.
+func (a *app) becomeDaemon(dir string) (*slog.Logger, *readiness, error) {
+	if err := becomeFlusher(prctl, unix.Exec); err != nil {
+		a.log().Debug("the kernel may make the daemon wait for what only it can write", "error", err)
+	}
+	addSpareProcs()
+	ready, err := newReadiness()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkMountpoint(dir); err != nil {
+		return nil, nil, ready.failed(err)
+	}
+	a.logFile = newLogFile()
+	return a.logger(a.logFile, a.minimum(slog.LevelInfo)), ready, nil
 }
 
 // checkMountpoint makes sure that a directory can be mounted on, and recovers
@@ -338,13 +368,22 @@ func (a *app) serveMount(ctx context.Context, d *daemon, f *mountFlags, ready *r
 	if d.replay, err = d.trace.begin(ctx); err != nil {
 		return err
 	}
+	d.shownAs, d.letGo, d.notify = d.mountpoint, f.down, newNotifier(ready.background(), d.log)
 	o := fs.Options{AllowOther: f.allowOther, UID: f.uid, GID: f.gid, ReadDeadline: f.readDeadline}
 	err = d.serve(ctx, o, func() error {
 		if ready.background() {
-			if err := logToFile(d.dir); err != nil {
+			if err := a.logFile.open(d.dir); err != nil {
 				return err
 			}
 		}
+		if f.up != nil {
+			shownAs, err := f.up(ctx)
+			if err != nil {
+				return err
+			}
+			d.shownAs = shownAs
+		}
+		d.notify.ready(d.statusLine())
 		return ready.ready(d.mountpoint)
 	})
 	return errors.Join(err, d.trace.end(ctx))

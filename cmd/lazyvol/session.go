@@ -27,10 +27,11 @@ const (
 // A session is one read-only use of a snapshot by a process: a mount, an
 // export. It pins the snapshot under its own id and has a folder, locked as
 // long as the process lives, so that the pin of one that was killed is found
-// and removed.
+// and removed. That of a browse has no snapshot, and no pin: each image that is
+// open has a session of its own.
 type session struct {
 	ID         string              `json:"id"`
-	Snapshot   manifest.SnapshotID `json:"snapshot"`
+	Snapshot   manifest.SnapshotID `json:"snapshot,omitzero"` // zero: a browse
 	Store      string              `json:"store"`
 	Mountpoint string              `json:"mountpoint,omitempty"`
 	PID        int                 `json:"pid"`
@@ -191,6 +192,9 @@ const lateRequests = 15 * time.Minute
 // when no late request can make the pin again. Until then each sweep looks after
 // it. The clock only chooses when to stop: the pin is our own to remove.
 func (s *session) endDead(ctx context.Context) error {
+	if s.Snapshot.IsZero() {
+		return s.close()
+	}
 	if err := s.store.Unpin(ctx, s.Snapshot, s.ID); err != nil {
 		return errors.Join(err, s.lock.Close())
 	}

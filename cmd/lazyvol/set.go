@@ -100,7 +100,8 @@ type seat struct {
 	line     *line
 	gone     bool // it has finished, or hung up
 	snapshot manifest.SnapshotID
-	percent  int
+	done     int64 // bytes of it that are uploaded
+	total    int64
 	outcome  *manifest.Outcome // once it is uploaded
 }
 
@@ -127,11 +128,14 @@ func (c *coordinator) make(ctx context.Context, records []volume.Record, f *crea
 	if err != nil {
 		return errors.Join(err, c.finish(ctx)) // the store has heard nothing yet
 	}
-	err = c.upload(ctx, ready)
+	bar := c.app.newProgress(string(c.request.Set), unknownTotal)
+	defer bar.end()
+	err = c.upload(ctx, ready, bar)
 	if err == nil {
 		err = c.commit(ctx)
 	}
 	if err == nil {
+		bar.finish()
 		if err := errors.Join(c.store.RecordMembers(ctx, c.outcomes()), c.finish(ctx)); err != nil {
 			c.app.log().Warn("the snapshots are made, and not all volumes could move on to theirs yet", "set", c.request.Set, "error", err)
 		}
@@ -225,6 +229,20 @@ func (c *coordinator) next(ctx context.Context) (seatReply, error) {
 	}
 }
 
+// answer is next for steps that fail with their first member.
+func (c *coordinator) answer(ctx context.Context) (seatReply, error) {
+	r, err := c.next(ctx)
+	switch {
+	case err != nil:
+		return r, err
+	case r.err != nil:
+		return r, r.err
+	case r.Error != "":
+		return r, fmt.Errorf("%s: %w", r.volume, remoteError{r.report})
+	}
+	return r, nil
+}
+
 // send sends an order to all members.
 func (c *coordinator) send(do string) error {
 	for _, s := range c.seats {
@@ -242,14 +260,8 @@ func (c *coordinator) order(ctx context.Context, do string) error {
 		return err
 	}
 	for range c.seats {
-		r, err := c.next(ctx)
-		switch {
-		case err != nil:
+		if _, err := c.answer(ctx); err != nil {
 			return err
-		case r.err != nil:
-			return r.err
-		case r.Error != "":
-			return fmt.Errorf("%s: %w", r.volume, remoteError{r.report})
 		}
 	}
 	return nil
@@ -282,21 +294,15 @@ func (c *coordinator) cut(ctx context.Context, filesystems []string) (err error)
 }
 
 // upload returns when all is in the store but the outcome.
-func (c *coordinator) upload(ctx context.Context, ready *readiness) error {
+func (c *coordinator) upload(ctx context.Context, ready *readiness, bar *progress) error {
 	if err := c.send(doUpload); err != nil {
 		return err
 	}
-	bar := c.app.newProgress("snapshots", 100*int64(len(c.seats)))
-	defer bar.end()
-	for begun, done, percent := 0, 0, 0; done < len(c.seats); {
-		r, err := c.next(ctx)
+	for begun, done := 0, 0; done < len(c.seats); {
+		r, err := c.answer(ctx)
 		switch {
 		case err != nil:
 			return err
-		case r.err != nil:
-			return r.err
-		case r.Error != "":
-			return fmt.Errorf("%s: %w", r.volume, remoteError{r.report})
 		case r.Snapshot != "":
 			if r.snapshot, err = manifest.ParseSnapshotID(r.Snapshot); err != nil {
 				return err
@@ -309,13 +315,27 @@ func (c *coordinator) upload(ctx context.Context, ready *readiness) error {
 		case r.Did == doUpload && r.Outcome != nil:
 			r.outcome = r.Outcome
 			done++
-		default:
-			percent += r.Percent - r.percent
-			r.percent = r.Percent
-			bar.set(int64(percent))
 		}
+		if r.TotalBytes > 0 {
+			r.done, r.total = r.DoneBytes, r.TotalBytes
+		}
+		bar.setOf(c.uploaded())
 	}
 	return nil
+}
+
+// uploaded returns how many bytes are uploaded, and of how many: unknownTotal until all
+// members have told.
+func (c *coordinator) uploaded() (done, total int64) {
+	for _, s := range c.seats {
+		done += s.done
+		if s.total == 0 && s.outcome == nil || total == unknownTotal {
+			total = unknownTotal
+			continue
+		}
+		total += s.total
+	}
+	return done, total
 }
 
 // begun tells whoever waits the ids, as begun does for one snapshot.

@@ -21,7 +21,7 @@ import (
 
 func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Make, look into and delete snapshots",
-		a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotTreeCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(),
+		a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotTreeCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(), a.snapshotMapCommand(),
 		a.snapshotTagCommand(), a.snapshotExportCommand(), a.snapshotVerifyCommand(), a.snapshotCopyCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
 		a.snapshotLockCommand(), a.snapshotUnlockCommand(), a.snapshotListBinCommand(), a.snapshotRestoreDeletedCommand(), a.snapshotShareCommand(),
 	)
@@ -276,13 +276,13 @@ func (a *app) showText(j snapshotJSON) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "%s:\t%s\n", name, value)
+			fmt.Fprintf(w, "%s:\t%s\n", oneLine(name), oneLine(value)) // some of it is the store's
 		}
 	}
 	row("snapshot", j.SnapshotId)
 	row("state", j.State+" "+j.Progress)
 	row("why", j.StateMessage)
-	row("description", oneLine(j.Description))
+	row("description", j.Description)
 	row("volume", j.VolumeId)
 	row("parent", j.ParentSnapshotId)
 	row("set", j.SetId)

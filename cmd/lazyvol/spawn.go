@@ -17,6 +17,10 @@ import (
 // it is ready, or why it never will be.
 const readyEnv = "LAZYVOL_READY_FD"
 
+// settledFlag tells a background process that what the environment and a
+// configuration file say of its flags is on its command line: they are asked once.
+const settledFlag = "settled"
+
 // report is what a background process tells the command that started it, as
 // one line of JSON.
 type report struct {
@@ -40,9 +44,12 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("start in the background: %w", err), w.Close())
 	}
-	c := exec.Command(self, args...)
+	c := exec.Command(self, append([]string{"--" + settledFlag}, args...)...)
 	c.Dir = "/"
 	c.Stderr = a.stderr
+	if f := fileOf(a.stderr); f != nil {
+		c.Stderr = f // which it keeps when we have ended
+	}
 	c.Env = append(os.Environ(), readyEnv+"=3")
 	c.ExtraFiles = []*os.File{w}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -12,7 +12,7 @@ func TestTyposAreMetWithWhatWasMeant(t *testing.T) {
 		"snpshot create --tag a=b x":          `unknown command "snpshot"; did you mean snapshot?`,
 		"st":                                  `unknown command "st"; did you mean status?`,
 		"umount":                              `unknown command "umount"; did you mean mount or unmount?`,
-		"m":                                   `unknown command "m"; did you mean man or mount?`,
+		"m":                                   `unknown command "m"; did you mean man or metrics or mount?`,
 		"ls":                                  `unknown command "ls"; see 'lazyvol --help'`,
 		"snapshot lsit":                       `unknown command "lsit" for "lazyvol snapshot"; did you mean list?`,
 		"snapshot craete --tag a=b x":         `unknown command "craete" for "lazyvol snapshot"; did you mean create?`,

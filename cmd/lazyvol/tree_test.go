@@ -165,10 +165,13 @@ func TestDiffForPeopleEndsWithTheShareOfTheDevice(t *testing.T) {
 		want    string
 	}{
 		{nil, 10 * gib, "0 ranges, 0 B of 10 GiB: 0.00% of the device\n"},
-		{[]snapshot.Change{{Offset: 512 << 10, Length: 1 << 20}}, 4 << 20, "" +
-			"    OFFSET        SIZE\n   512 KiB     1.0 MiB\n1 range, 1.0 MiB of 4.0 MiB: 25.00% of the device\n"},
-		{[]snapshot.Change{{Offset: 0, Length: 4096}, {Offset: 9 * gib, Length: 4096}}, 10 * gib, "" +
-			"    OFFSET        SIZE\n       0 B     4.0 KiB\n   9.0 GiB     4.0 KiB\n2 ranges, 8.0 KiB of 10 GiB: less than 0.01% of the device\n"},
+		{[]snapshot.Change{{Offset: 512 << 10, Length: 1 << 20, First: true, Second: true}}, 4 << 20, "" +
+			"          OFFSET          AT        SIZE  CHANGE\n" +
+			"          524288     512 KiB     1.0 MiB  changed\n1 range, 1.0 MiB of 4.0 MiB: 25.00% of the device\n"},
+		{[]snapshot.Change{{Offset: 0, Length: 4096, Second: true}, {Offset: 9 * gib, Length: 4096, First: true}}, 10 * gib, "" +
+			"          OFFSET          AT        SIZE  CHANGE\n" +
+			"               0         0 B     4.0 KiB  added\n" +
+			"      9663676416     9.0 GiB     4.0 KiB  zeroed\n2 ranges, 8.0 KiB of 10 GiB: less than 0.01% of the device\n"},
 	} {
 		t.Run(fmt.Sprint(len(test.changes)), func(t *testing.T) {
 			var out strings.Builder

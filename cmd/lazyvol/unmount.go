@@ -106,7 +106,7 @@ func (a *app) lockOf(s statusJSON) (string, error) {
 		return "", err
 	}
 	for _, session := range sessions {
-		if session.PID == s.PID && session.Snapshot.String() == s.ID {
+		if session.PID == s.PID && session.shows() == s.ID {
 			return filepath.Join(session.dir, "lock"), nil
 		}
 	}

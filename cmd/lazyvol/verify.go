@@ -62,18 +62,19 @@ Other hosts may go on meanwhile. Without --repair nothing is written.`,
 			if err != nil {
 				return err
 			}
-			bar := a.newProgress("verify", 1)
-			how.Progress = bar.setOf
+			bar := a.newProgress(strings.Join(args, ""), unknownTotal)
+			defer bar.end()
+			how.Progress = eachPass(bar)
 			var report *snapshot.Report
 			if repair {
 				report, err = a.repair(ctx, store, how)
 			} else {
 				report, err = store.Check(ctx, how)
 			}
-			bar.end()
 			if err != nil {
 				return err
 			}
+			bar.finish()
 			if asJSON {
 				err = printJSON(a.stdout, describeReport(report, how))
 			} else {
@@ -112,15 +113,17 @@ func (p *percentage) String() string { return strconv.FormatFloat(float64(*p), '
 // Type implements pflag.Value.
 func (p *percentage) Type() string { return "share" }
 
-// setOf moves the bar of something that turns out to be longer on the way.
-func (p *progress) setOf(done, total int64) {
-	if p.bar == nil {
-		return
+// eachPass returns what tells a progress of checks one after the other: how long the
+// later ones are is not known before they begin.
+func eachPass(p *progress) func(done, total int64) {
+	var before, last, all int64 // of the passes that have ended, and of this one
+	return func(done, total int64) {
+		if done < last {
+			before += all
+		}
+		last, all = done, total
+		p.setOf(before+done, before+total)
 	}
-	if total != p.bar.GetMax64() {
-		p.bar.ChangeMax64(total)
-	}
-	p.set(done)
 }
 
 // printReport prints verdicts to stdout, and all else for people.

@@ -12,17 +12,23 @@ FUZZTIME  ?= 20s
 
 export LAZYVOL_VERSITYGW ?= $(TOOLS)/versitygw
 export LAZYVOL_TOXIPROXY ?= $(TOOLS)/toxiproxy-server
+export LAZYVOL_DEBIAN_ROOT ?= $(TOOLS)/debian-root.tar
 
-.PHONY: build demo test unit race integration stress fuzz bench bench-table bench-parts lint setup tools clean
+.PHONY: build dist demo test unit race integration stress fuzz bench bench-table bench-parts lint setup tools clean
 
 build:
-	$(GO) build -trimpath -o $(BIN) ./cmd/lazyvol
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/lazyvol
+
+# Static binaries, archives and Debian packages, in dist/.
+dist:
+	scripts/dist
 
 # Debian packages the tests and the demo need; nothing is done if they are there.
 setup:
 	@scripts/setup
 
-tools: $(LAZYVOL_VERSITYGW) $(LAZYVOL_TOXIPROXY)
+tools: $(LAZYVOL_VERSITYGW) $(LAZYVOL_TOXIPROXY) $(LAZYVOL_DEBIAN_ROOT)
+	@scripts/vm-image $(TOOLS) >/dev/null
 
 $(LAZYVOL_VERSITYGW):
 	@echo "building versitygw, the S3 server of the tests (once, 4 minutes)"
@@ -32,6 +38,11 @@ $(LAZYVOL_TOXIPROXY):
 	GOBIN=$@.build $(GO) install $(TOXIPROXY)
 	mv $@.build/server $@
 	rmdir $@.build
+
+# A Debian with nothing but what the package needs, to install it on.
+$(LAZYVOL_DEBIAN_ROOT):
+	mmdebstrap --quiet --variant=apt --include=fuse3 bookworm $(@D)/unfinished.tar
+	mv $(@D)/unfinished.tar $@
 
 demo: setup build
 	@scripts/demo $(abspath $(BIN))

@@ -21,6 +21,7 @@ const maxProblems = 8
 type counters struct {
 	demandFetches atomic.Int64 // requests that reads caused
 	fetchedBytes  atomic.Int64 // asked of the store, by reads and in the background
+	waits         waits
 
 	mu       sync.Mutex // guards problems
 	problems []Problem  // newest last
@@ -92,6 +93,12 @@ type Stats struct {
 	FetchedBytes  int64     // asked of the store, by reads and in the background
 	Errors        []Problem // recent ones, oldest first
 	Lost          error     // not nil: the root cannot be trusted any more
+
+	// How long reads, and writes that have to read first, waited for the store.
+	DemandWait    time.Duration // while at least one did: never more than has passed
+	DemandWaits   int64         // how many did; those that still do are not counted
+	DemandWaitSum time.Duration // of all of these
+	DemandLatency DemandLatencies
 }
 
 // Stats returns the device's counters. What is hydrated is counted for it,
@@ -105,6 +112,7 @@ func (d *Device) Stats() Stats {
 		DemandFetches: d.stats.demandFetches.Load(), FetchedBytes: d.stats.fetchedBytes.Load(),
 		Lost: d.trusted(),
 	}
+	d.stats.waits.tell(&s)
 	if v.image != nil {
 		s.Root = v.image.ID().String()
 		s.TotalBytes = v.image.Root.DataBlocks * int64(d.geometry.BlockSize)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/manifest"
 )
 
 func TestStatsFollowWhatHappens(t *testing.T) {
@@ -60,8 +61,8 @@ func TestProblemsAreBoundedAndPass(t *testing.T) {
 	c.note(fmt.Errorf("store: %w", blockstore.ErrUnavailable))
 	c.note(errDeadline)
 	c.note(fmt.Errorf("read: %w", &blockError{block: 3, err: blockstore.ErrDenied}))
-	c.note(fmt.Errorf("read: %w", &blockError{block: 4, err: blockstore.ErrCorrupt}))
-	c.note(fmt.Errorf("read: %w", &blockError{block: 5, err: blockstore.ErrCorrupt}))
+	c.note(fmt.Errorf("read: %w", &blockError{block: 4, err: manifest.ErrCorrupt}))
+	c.note(fmt.Errorf("read: %w", &blockError{block: 5, err: manifest.ErrCorrupt}))
 	c.heal(4)
 	for _, p := range c.problems {
 		if p.passing || p.of != nil && p.of.block == 4 {

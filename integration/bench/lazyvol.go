@@ -87,12 +87,14 @@ type lvMount struct {
 
 // status is what of status.json is of interest.
 type status struct {
-	State         string `json:"state"`
-	PID           int    `json:"pid"`
-	Mountpoint    string `json:"mountpoint"`
-	HydratedBytes int64  `json:"hydratedBytes"`
-	DemandFetches int64  `json:"demandFetches"`
-	FetchedBytes  int64  `json:"fetchedBytes"`
+	State         string  `json:"state"`
+	PID           int     `json:"pid"`
+	Mountpoint    string  `json:"mountpoint"`
+	HydratedBytes int64   `json:"hydratedBytes"`
+	DemandFetches int64   `json:"demandFetches"`
+	FetchedBytes  int64   `json:"fetchedBytes"`
+	DemandWaits   int64   `json:"demandWaits"`
+	DemandWait    float64 `json:"demandWaitSeconds"`
 }
 
 // newVolume makes a volume of the image.

@@ -30,6 +30,7 @@ func groups() []group {
 		{name: "fleet", setUp: setUpFleet, rows: slices.Concat(warmRows(), writeRows())},
 		{name: "loop", rows: slices.Concat(coldWriteRows(), loopRows())},
 		{name: "trace", rows: traceRows()},
+		{name: "vm", rows: vmRows()},
 		{name: "sealed", rows: sealedRows()},
 		{name: "snapshot", rows: snapshotRows()},
 		{name: "huge", rows: hugeRows()},

@@ -317,6 +317,10 @@ func TestStoreThatIsDownNeverEmptiesTheTree(t *testing.T) {
 	f := b.openImage(cached)
 	sameBytes(t, "it", readDirectly(t, f, 0, len(disk)), disk)
 	before := b.shown()
+	h.wantHealth(b.dir, "healthy")
+	if metrics := h.ok("metrics"); !strings.Contains(metrics, fmt.Sprintf("lazyvol_daemon_up{id=%q,mountpoint=%q} 1", "browse", b.dir)) {
+		t.Errorf("metrics: %s", metrics)
+	}
 	gate.afflict(all, says(http.StatusServiceUnavailable, "SlowDown"))
 	dir, err := os.MkdirTemp(h.dir, "nothing-")
 	if err != nil {
@@ -336,6 +340,7 @@ func TestStoreThatIsDownNeverEmptiesTheTree(t *testing.T) {
 	if st := b.status(); len(st.Errors) == 0 {
 		t.Errorf("the status tells nothing of it: %+v", st)
 	}
+	h.wantHealth(b.dir, "degraded", "store")
 	gate.relieve()
 	waitFor(t, "all is well again", 30*time.Second, func() bool {
 		b.shown()

@@ -122,7 +122,7 @@ func (d *Device) awaitPieces(ctx context.Context, v *view, pieces []piece, wait 
 			continue
 		}
 		if err := f.await(ctx, wait); err != nil {
-			return err
+			return &blockError{doing: "fetch", block: pieces[i].block, err: err}
 		}
 		if f.err != nil {
 			return f.err
@@ -144,6 +144,9 @@ func (f *flight) await(ctx context.Context, wait *wait) error {
 	case <-f.done:
 		return nil
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) { // the caller's, which may be shorter
+			return errDeadline
+		}
 		return context.Cause(ctx)
 	}
 }

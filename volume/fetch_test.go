@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -211,6 +212,27 @@ func (w *world) wantHealed(v *Volume, data []byte) {
 	if stats := v.Stats(); len(stats.Errors) != 0 {
 		w.Errorf("healed, the status tells %v", stats.Errors)
 	}
+	w.must(v.Close())
+}
+
+// A reader with less patience than the device has is told the same, with the block.
+func TestImpatientReadersAreToldWhatDidNotCome(t *testing.T) {
+	w := newRealWorld(t)
+	v, _ := newRestored(w, 3)
+	if _, err := v.ReadAt(w.ctx, make([]byte, 1), 0); err != nil { // with the leaf
+		t.Fatal(err)
+	}
+	w.store.Inject(blockstoretest.Rule{}, blockstoretest.Fault{Hang: true})
+	ctx, cancel := context.WithTimeout(w.ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err := v.ReadAt(ctx, make([]byte, 1), 2*blockSize)
+	if !errors.Is(err, syscall.EIO) || !errors.Is(err, errDeadline) {
+		t.Errorf("the read fails with %v", err)
+	}
+	if stats := v.Stats(); len(stats.Errors) != 1 || !strings.Contains(stats.Errors[0].Message, "block 2") || !strings.Contains(stats.Errors[0].Message, errDeadline.Error()) {
+		t.Errorf("the status tells %v", stats.Errors)
+	}
+	w.store.Heal()
 	w.must(v.Close())
 }
 

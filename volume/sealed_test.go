@@ -539,6 +539,8 @@ func TestSalvageOfAnEncryptedLineage(t *testing.T) {
 	w.overwrite(v, want, 4*blockSize, 0, 1)
 	id := w.snapshot(v)
 	w.must(v.Close())
+	w.end() // another process, which has the leaf from the store, and not from the volume's memory
+	w.start()
 	d, done := w.mount(id)
 	w.must(w.hydrate(d))
 	done()

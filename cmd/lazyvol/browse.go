@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
 	"github.com/lazyvol/lazyvol/blockstore"
@@ -150,6 +151,10 @@ type browser struct {
 // serve runs the daemon until the mount is gone, as [daemon.serve] does.
 func (b *browser) serve(ctx context.Context, o fs.Options, ready func() error) error {
 	o.Status, o.Log, o.ID = b.statusJSON, b.log, browseID
+	monitor, err := newBrowseMonitor(b)
+	if err != nil {
+		return err
+	}
 	listener, err := listenControl(b.session.dir)
 	if err != nil {
 		return err
@@ -160,7 +165,7 @@ func (b *browser) serve(ctx context.Context, o fs.Options, ready func() error) e
 		return errors.Join(err, listener.Close())
 	}
 	var workers sync.WaitGroup
-	control := &http.Server{Handler: b.handler(), ReadHeaderTimeout: 5 * time.Second}
+	control := &http.Server{Handler: b.handler(monitor), ReadHeaderTimeout: 5 * time.Second}
 	workers.Go(func() {
 		if err := control.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			b.log.Error("the control socket failed", "error", err)
@@ -187,12 +192,14 @@ func (b *browser) serve(ctx context.Context, o fs.Options, ready func() error) e
 }
 
 // handler answers requests on the control socket.
-func (b *browser) handler() http.Handler {
+func (b *browser) handler(m *browseMonitor) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(b.statusJSON()) // the client is gone if this fails
 	})
+	mux.HandleFunc("GET /health", m.serveHealth)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, refusal{fmt.Errorf("%s shows snapshots ('lazyvol browse'); only what is read of them is fetched", b.session.Mountpoint)})
 	})

@@ -70,7 +70,7 @@ func (a *app) fleet(log *slog.Logger) ([]served, error) {
 		if session.Mountpoint == "" { // an export
 			continue
 		}
-		id := session.Snapshot.String()
+		id := session.shows()
 		all = append(all, served{id, session.Mountpoint, session.dir, slices.Contains(mounts[id], session.Mountpoint)})
 	}
 	return all, nil

@@ -122,6 +122,12 @@ func newFamilies() *families {
 	return f
 }
 
+func (f *families) describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range f.descs {
+		ch <- desc
+	}
+}
+
 func (f *families) gauge(name string, v float64, labels ...string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(f.descs[name], prometheus.GaugeValue, v, labels...)
 }

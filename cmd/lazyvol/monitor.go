@@ -36,18 +36,27 @@ type monitor struct {
 
 // newMonitor returns the monitor of a daemon that is about to serve.
 func newMonitor(d *daemon) (*monitor, error) {
-	m := &monitor{daemon: d, families: newFamilies(), registry: prometheus.NewRegistry()}
+	m := &monitor{daemon: d, families: newFamilies()}
 	if d.volume != nil {
 		m.freshness = newFreshness(d.dir, d.log)
 	}
-	labels := prometheus.Labels{"id": d.id, "mountpoint": strings.ToValidUTF8(d.mountpoint, "\uFFFD")}
-	all := prometheus.WrapRegistererWith(labels, m.registry)
-	for _, c := range []prometheus.Collector{m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+	var err error
+	m.registry, err = newRegistry(d.id, d.mountpoint, m)
+	return m, err
+}
+
+// newRegistry returns the metrics of a daemon that serves id: what c collects, and
+// what Go and the process tell.
+func newRegistry(id, mountpoint string, c prometheus.Collector) (*prometheus.Registry, error) {
+	registry := prometheus.NewRegistry()
+	labels := prometheus.Labels{"id": id, "mountpoint": strings.ToValidUTF8(mountpoint, "\uFFFD")}
+	all := prometheus.WrapRegistererWith(labels, registry)
+	for _, c := range []prometheus.Collector{c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := all.Register(c); err != nil {
 			return nil, err
 		}
 	}
-	return m, nil
+	return registry, nil
 }
 
 // run looks after what has to be noticed when it happens, until ctx ends.
@@ -90,22 +99,12 @@ func (m *monitor) snapshotBegins() (ended func(error)) {
 }
 
 // Describe implements [prometheus.Collector].
-func (m *monitor) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range m.families.descs {
-		ch <- desc
-	}
-}
+func (m *monitor) Describe(ch chan<- *prometheus.Desc) { m.families.describe(ch) }
 
 // Collect implements [prometheus.Collector].
 func (m *monitor) Collect(ch chan<- prometheus.Metric) {
 	f, d := m.families, m.daemon
-	version := thisBuild()
-	ch <- f.gauge(buildInfo, 1, version.Version, version.Commit, version.Go)
-	ch <- f.gauge(daemonUp, 1)
-	f.oneOf(ch, healthOf, healthStatuses(), m.health().Status)
-	for _, level := range loggedLevels() {
-		ch <- f.counter(logWritten, float64(d.app.logged.count(level)), strings.ToLower(level.String()))
-	}
+	f.collectDaemon(ch, d.app, m.health().Status)
 	stats := d.device.Stats()
 	ch <- f.gauge(deviceSize, float64(stats.Size))
 	ch <- f.gauge(deviceData, float64(stats.TotalBytes))
@@ -125,7 +124,7 @@ func (m *monitor) Collect(ch chan<- prometheus.Metric) {
 	f.oneOf(ch, hydrationState, hydrationStates(), d.status().State)
 	ch <- f.counter(hydrationBytes, float64(progress.FetchedBytes))
 	ch <- f.counter(hydrationErrors, float64(progress.Errors))
-	m.collectDemand(ch, stats)
+	f.collectDemand(ch, stats)
 	if m.freshness != nil {
 		m.collectSnapshots(ch, stats)
 	}
@@ -140,8 +139,19 @@ func (m *monitor) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-func (m *monitor) collectDemand(ch chan<- prometheus.Metric, stats volume.Stats) {
-	f := m.families
+// collectDaemon hands out what each daemon tells of itself.
+func (f *families) collectDaemon(ch chan<- prometheus.Metric, a *app, health string) {
+	version := thisBuild()
+	ch <- f.gauge(buildInfo, 1, version.Version, version.Commit, version.Go)
+	ch <- f.gauge(daemonUp, 1)
+	f.oneOf(ch, healthOf, healthStatuses(), health)
+	for _, level := range loggedLevels() {
+		ch <- f.counter(logWritten, float64(a.logged.count(level)), strings.ToLower(level.String()))
+	}
+}
+
+// collectDemand hands out how reads waited.
+func (f *families) collectDemand(ch chan<- prometheus.Metric, stats volume.Stats) {
 	ch <- f.counter(demandFetches, float64(stats.DemandFetches))
 	ch <- f.counter(fetchedBytes, float64(stats.FetchedBytes))
 	ch <- f.counter(demandBlocked, stats.DemandWait.Seconds())

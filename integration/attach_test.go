@@ -195,6 +195,9 @@ func TestAttachMountIsIdempotentAndDetachUndoesIt(t *testing.T) {
 	if s := parse[status](t, h.ok("status", "--json", vol)); s.PID != daemon {
 		t.Errorf("the daemon is %d, not %d", s.PID, daemon)
 	}
+	if out := h.ok("status", vol); !strings.Contains(out, dir) {
+		t.Errorf("the status does not tell that it is on %s: %s", dir, out)
+	}
 	second := h.mountDir() // the same filesystem once more, as mount has it
 	h.ok("attach", "--mount", second, vol)
 	wantFile(t, second, "file", []byte("kept"))

@@ -118,12 +118,24 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	}
 	flags.String("config", "", "read settings from this `FILE` (LAZYVOL_CONFIG; default: /etc/lazyvol/config.toml for root, $XDG_CONFIG_HOME/lazyvol/config.toml else; '': none)")
 	flags.StringVar(&a.onEvent, "on-event", "", "hand each event of this command, or of the daemon that it starts, to this shell `command`: EBS's JSON on stdin ("+onEventEnv+")")
-	root.AddCommand(
-		a.initCommand(), a.snapshotCommand(), a.volumeCommand(), a.mountCommand(), a.browseCommand(), a.unmountCommand(),
-		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.healthCommand(), a.metricsCommand(), a.probeMountCommand(), a.hydrateCommand(), a.eventsCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand(), a.completionCommand(), a.manCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(),
-	)
+	section(root, "keep", "Snapshots and volumes:", a.snapshotCommand(), a.volumeCommand())
+	section(root, "use", "Using them:", a.mountCommand(), a.unmountCommand(), a.attachCommand(), a.detachCommand(), a.browseCommand(), a.hydrateCommand())
+	section(root, "see", "Looking after them:", a.statusCommand(), a.healthCommand(), a.metricsCommand(), a.doctorCommand(), a.eventsCommand())
+	section(root, "store", "The store, and keys:", a.initCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand())
+	section(root, "tool", "The tool:", a.configCommand(), a.completionCommand(), a.manCommand(), a.versionCommand())
+	root.SetHelpCommandGroupID("tool")
+	root.AddCommand(a.probeMountCommand()) // hidden
 	a.complete(root)
 	return root
+}
+
+// section adds commands to root, under a title of its help.
+func section(root *cobra.Command, id, title string, commands ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: id, Title: title})
+	for _, c := range commands {
+		c.GroupID = id
+	}
+	root.AddCommand(commands...)
 }
 
 // args makes a check of the number of arguments a usage error.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/lazyvol/lazyvol/fs"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/volume"
 )
@@ -118,6 +119,25 @@ func (a *app) attachments() (map[string]attachment, error) {
 		}
 	}
 	return all, nil
+}
+
+// withFilesystems adds to the status of a device where attach mounted the filesystems in
+// it. It only informs: what cannot be found out is left out.
+func (a *app) withFilesystems(s statusJSON) statusJSON {
+	r, err := a.attachment(s.ID)
+	if err != nil || len(r.Mounts) == 0 {
+		return s
+	}
+	mounted, err := fs.Mountpoints()
+	if err != nil {
+		return s
+	}
+	for _, m := range r.Mounts {
+		if slices.ContainsFunc(mounted, func(at fs.Mountpoint) bool { return at.Dir == m.Dir && at.Source == m.Device }) {
+			s.Filesystems = append(s.Filesystems, m.Dir)
+		}
+	}
+	return s
 }
 
 // attachedDirs lists for a shell where attach mounted filesystems.

@@ -77,7 +77,7 @@ directory (rights, filesystem, space, what killed commands left), the configurat
 key of LAZYVOL_KEY, and the store: whether it answers, to whom, how fast, whether it
 honours conditional puts, and whether its bucket deletes or keeps what it should not.
 
-Each line is ok, a warning, failed or skipped; "mend" below it says what to do. Nothing is
+Each line is ok, a warning or failed, and with -v those that were skipped; "mend" below it says what to do. Nothing is
 changed: probes are a file in the state directory and a few small objects under "probe/" in
 the store, and are removed again. No check takes longer than 40 seconds, and none keeps
 another from being made. Exits with 1 if one failed.
@@ -95,7 +95,7 @@ same user.`,
 				if err := printJSON(a.stdout, struct{ Checks []finding }{findings}); err != nil {
 					return err
 				}
-			} else if err := printFindings(a.stdout, findings); err != nil {
+			} else if err := printFindings(a.stdout, findings, a.verbose); err != nil {
 				return err
 			}
 			if failed := countFailed(findings); failed > 0 {
@@ -203,19 +203,34 @@ func countFailed(findings []finding) int {
 	return n
 }
 
-// printFindings prints a line for each finding, and below it what to do.
-func printFindings(w io.Writer, findings []finding) error {
-	widest := 0
+// printFindings prints a line for each finding, and below it what to do; those that
+// were skipped only if all are asked for.
+func printFindings(w io.Writer, findings []finding, all bool) error {
+	widest, warnings, skipped := 0, 0, 0
 	for _, f := range findings {
 		widest = max(widest, len(f.Check))
 	}
 	var out strings.Builder
 	for _, f := range findings {
+		switch f.Result {
+		case levelWarning:
+			warnings++
+		case levelSkipped:
+			skipped++
+			if !all {
+				continue
+			}
+		}
 		fmt.Fprintf(&out, "%-7s  %-*s  %s\n", f.Result, widest, f.Check, oneLine(f.Message))
 		if f.Mend != "" {
 			fmt.Fprintf(&out, "%-7s  mend: %s\n", "", f.Mend)
 		}
 	}
+	fmt.Fprintf(&out, "%d failed, %d warnings", countFailed(findings), warnings)
+	if skipped > 0 && !all {
+		fmt.Fprintf(&out, "; %d checks were skipped: -v tells why", skipped)
+	}
+	out.WriteByte('\n')
 	_, err := io.WriteString(w, out.String())
 	return err
 }

@@ -62,11 +62,19 @@ func TestFindingsAreALineEach(t *testing.T) {
 	var out strings.Builder
 	f, g := fine("all is well"), fail("mend it", "%v", errors.Join(errors.New("one"), errors.New("two\x1b[2J")))
 	f.Check, g.Check = "fuse", "state"
-	if err := printFindings(&out, []finding{f, g}); err != nil {
-		t.Fatal(err)
-	}
-	want := "ok       fuse   all is well\nfailed   state  one two [2J\n         mend: mend it\n"
-	if out.String() != want {
-		t.Errorf("printed\n%swant\n%s", out.String(), want)
+	s := skip("nothing to see")
+	s.Check = "key"
+	begin := "ok       fuse   all is well\nfailed   state  one two [2J\n         mend: mend it\n"
+	for all, end := range map[bool]string{
+		false: "1 failed, 0 warnings; 1 checks were skipped: -v tells why\n",
+		true:  "skipped  key    nothing to see\n1 failed, 0 warnings\n",
+	} {
+		out.Reset()
+		if err := printFindings(&out, []finding{f, g, s}, all); err != nil {
+			t.Fatal(err)
+		}
+		if want := begin + end; out.String() != want {
+			t.Errorf("printed\n%swant\n%s", out.String(), want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,7 @@ type statusJSON struct {
 	ETASeconds    *int64   `json:"etaSeconds"`
 	Errors        []string `json:"errors"`
 	Mountpoint    string   `json:"mountpoint,omitempty"`
+	Filesystems   []string `json:"filesystems,omitempty"` // where attach mounted what is in it
 	PID           int      `json:"pid,omitempty"`
 
 	Browse *browseStatus `json:"browse,omitempty"` // of a browse only
@@ -157,6 +159,7 @@ func (a *app) printStatus(ctx context.Context, w io.Writer, args []string, asJSO
 		if err != nil {
 			return err
 		}
+		s = a.withFilesystems(s)
 		if asJSON {
 			return printJSON(w, s)
 		}
@@ -172,6 +175,14 @@ func (a *app) printStatus(ctx context.Context, w io.Writer, args []string, asJSO
 	return statusTable(w, all)
 }
 
+// place returns where people find it: the filesystems in it, else its mountpoint.
+func (s *statusJSON) place() string {
+	if len(s.Filesystems) > 0 {
+		return strings.Join(s.Filesystems, ", ")
+	}
+	return s.Mountpoint
+}
+
 func statusTable(w io.Writer, all []statusJSON) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	if len(all) > 0 {
@@ -179,19 +190,19 @@ func statusTable(w io.Writer, all []statusJSON) error {
 	}
 	unsaved := false
 	for _, s := range all {
-		eta, mountpoint, root := "-", "-", "-"
+		eta, rate, root := "-", "-", "-"
 		if s.ETASeconds != nil && *s.ETASeconds > 0 {
 			eta = (time.Duration(*s.ETASeconds) * time.Second).String()
 		}
-		if s.Mountpoint != "" {
-			mountpoint = s.Mountpoint
+		if s.State == hydrate.Hydrating.String() {
+			rate = size(s.Rate) + "/s"
 		}
 		if s.Root != "" {
 			root = s.Root
 		}
 		unsaved = unsaved || s.DirtyBytes > 0
-		fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s/s\t%s\t%s\t%s\t%s\n", s.ID, s.State, size(s.HydratedBytes), size(s.TotalBytes),
-			size(s.DirtyBytes), size(s.Rate), eta, size(s.Size), root, mountpoint)
+		fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.State, size(s.HydratedBytes), size(s.TotalBytes),
+			size(s.DirtyBytes), rate, eta, size(s.Size), root, cmp.Or(s.place(), "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -75,7 +75,7 @@ func (a *app) ask(ctx context.Context, s subject, known *statusJSON) reading {
 	status, err := askStatus(ctx, s.dir)
 	switch {
 	case err == nil:
-		return reading{statusJSON: status}
+		return reading{statusJSON: a.withFilesystems(status)}
 	case errors.Is(err, unix.EAGAIN), !errors.Is(err, errNoDaemon): // the former: too many wait for it already
 		status = statusJSON{ID: s.id, State: silentState, Mountpoint: s.mountpoint, Errors: []string{err.Error()}}
 		return reading{statusJSON: status, silent: true}

@@ -265,8 +265,8 @@ func panel(r *row, width int) []stripe {
 	if r.Size > 0 {
 		title = append(title, patch{size(r.Size), plain})
 	}
-	if r.Mountpoint != "" {
-		title = append(title, patch{"on " + cutFront(oneLine(r.Mountpoint), max(width-indent-3, 1)), plain})
+	if r.place() != "" {
+		title = append(title, patch{"on " + cutFront(oneLine(r.place()), max(width-indent-3, 1)), plain})
 	}
 	titles := flow(width, 0, indent, title)
 	lines := titles[:1:1]
@@ -343,8 +343,8 @@ func rowLine(r *row, width int) stripe {
 	} else {
 		column("", leastBar, plain)
 	}
-	if room := width - line.width() - 2; room >= 8 && r.Mountpoint != "" {
-		line = append(line, patch{text: "  "}, patch{cutFront(oneLine(r.Mountpoint), room), plain})
+	if room := width - line.width() - 2; room >= 8 && r.place() != "" {
+		line = append(line, patch{text: "  "}, patch{cutFront(oneLine(r.place()), room), plain})
 	}
 	return line
 }
@@ -366,8 +366,8 @@ func renderLines(s sample) string {
 		}
 		count, latency := r.demand()
 		facts = append(facts, r.dirt(), count, latency)
-		if r.Mountpoint != "" {
-			facts = append(facts, "on "+oneLine(r.Mountpoint))
+		if r.place() != "" {
+			facts = append(facts, "on "+oneLine(r.place()))
 		}
 		facts = append(facts, r.trouble())
 		b.WriteString(strings.Join(slices.DeleteFunc(facts, func(f string) bool { return f == "" }), "  ") + "\n")

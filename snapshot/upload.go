@@ -68,8 +68,9 @@ const (
 	uploads = 4
 
 	// blocksBudget is how many bytes of blocks are between being read and
-	// being packed, compressed.
+	// being packed, compressed; leastBlocks is that with little memory.
 	blocksBudget = 32 << 20
+	leastBlocks  = 4 << 20
 
 	// readers is how many blocks are read at once, or one per core: a block
 	// may have to come from the store.
@@ -79,9 +80,12 @@ const (
 // bounds returns how many uploads there are at once, and how many bytes of
 // blocks between being read and being packed, within so much memory.
 func bounds(memory int64) (sends int, blocks int64) {
+	const pack = blockstore.PackTarget + 1<<20
 	memory = cmp.Or(memory, mostMemory)
-	blocks = min(blocksBudget, memory/5)
-	packs := (memory - blocks - blocks/2) / (blockstore.PackTarget + 1<<20)
+	// Before blocks come three packs: one that is filled, one on its way, and one that
+	// was and is not collected yet.
+	blocks = min(blocksBudget, max(leastBlocks, (memory-3*pack)/3))
+	packs := (memory - blocks - blocks/2) / pack
 	return int(max(1, min(uploads, packs-2))), blocks
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"strings"
 )
 
 // Mounted returns the directories on which something of ours is mounted in this
@@ -20,18 +19,14 @@ func Mounted() ([]string, error) {
 
 // MountedIDs returns the same directories by the ID that Options had.
 func MountedIDs() (map[string][]string, error) {
-	info, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := Mountpoints()
 	if err != nil {
-		return nil, fmt.Errorf("list mounts: %w", err)
+		return nil, err
 	}
 	dirs := make(map[string][]string)
-	for line := range bytes.Lines(info) {
-		m, err := parseMountinfo(string(line))
-		if err != nil {
-			return nil, err
-		}
-		if id, ours := strings.CutPrefix(m.source, subtype+":"); ours && m.fsType == fsType {
-			dirs[id] = append(dirs[id], m.path)
+	for _, m := range all {
+		if id := m.ID(); id != "" {
+			dirs[id] = append(dirs[id], m.Dir)
 		}
 	}
 	return dirs, nil
@@ -43,7 +38,7 @@ func mounted(mountinfo []byte) (dirs []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.fsType == "fuse."+subtype {
+		if m.fsType == fsType {
 			dirs = append(dirs, m.path)
 		}
 	}

@@ -140,7 +140,7 @@ func TestSnapshotOfAFilesystemInUseIsMounted(t *testing.T) {
 
 			frozen, old := h.attachMount(snap, "--mount-options", "noatime")
 			at, options := mountedAs(t, old)
-			if at != frozen || !strings.HasPrefix(options, "ro,noatime,") || !strings.Contains(options, f.readOnly) {
+			if at != frozen || !strings.HasPrefix(options, "ro,nosuid,nodev,noatime,") || !strings.Contains(options, f.readOnly) {
 				t.Errorf("%s is mounted with %s, want %s read-only with noatime and %s", at, options, frozen, f.readOnly)
 			}
 			wantFile(t, old, "settled", settled)

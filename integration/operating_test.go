@@ -183,6 +183,27 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	}
 }
 
+// A daemon of a snapshot that was killed leaves its folder for a while. It is not told of
+// any more once the snapshot is mounted there again, and no series is there twice: of a
+// file that has one twice, node_exporter takes nothing.
+func TestARemountEndsWhatIsToldOfTheKilled(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
+	m := h.mount(snap)
+	m.kill()
+	h.wantHealth("", "failed", "daemon")
+	m = m.again(snap)
+	if all := h.wantHealth("", "healthy"); len(all.Served) != 1 {
+		t.Errorf("%+v", all)
+	}
+	text := h.ok("metrics")
+	wantMetric(t, text, 1, "lazyvol_daemon_up", `mountpoint="`+m.dir+`"`)
+	if n := strings.Count(text, "\nlazyvol_daemon_up{"); n != 1 {
+		t.Errorf("told of %d daemons:\n%s", n, text)
+	}
+}
+
 // exporter is a running 'metrics --listen'.
 type exporter struct {
 	t       *testing.T

@@ -51,22 +51,23 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 
-	storeURL  string
-	state     string
-	owner     string // recorded in the snapshots that are made; "": none
-	keys      *secretKeys
-	verbose   bool
-	memory    byteSize
-	progress  progressMode
-	operation string // the command that runs, as "snapshot create"
-	onEvent   string // command for events; "" is none
-	events    emitter
-	meter     *storeMeter
-	logging   logFlags
-	logged    logCounts
-	logFile   *logFile               // of a daemon; nil: none
-	settled   bool                   // the flags need no configuration
-	origins   map[*pflag.Flag]origin // of flags that are not on the command line
+	storeURL    string
+	state       string
+	owner       string // recorded in the snapshots that are made; "": none
+	keys        *secretKeys
+	verbose     bool
+	memory      byteSize
+	memoryGiven bool // it is not the default
+	progress    progressMode
+	operation   string // the command that runs, as "snapshot create"
+	onEvent     string // command for events; "" is none
+	events      emitter
+	meter       *storeMeter
+	logging     logFlags
+	logged      logCounts
+	logFile     *logFile               // of a daemon; nil: none
+	settled     bool                   // the flags need no configuration
+	origins     map[*pflag.Flag]origin // of flags that are not on the command line
 
 	misconfigured error // what is wrong with the configuration file, which the doctor does without
 }
@@ -87,11 +88,12 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
-			a.operation = strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
+			a.operation = commandPath(c)
 			if err := a.goOnWithout(c, a.configure(c)); err != nil {
 				return err
 			}
-			return errors.Join(a.boundMemory(c.Flags().Changed("memory")), a.resolve())
+			a.memoryGiven = c.Flags().Changed("memory")
+			return errors.Join(a.boundMemory(), a.resolve())
 		},
 		Args: cobra.ArbitraryArgs, // for RunE to refuse: cobra's own refusal is no usage error
 		RunE: func(c *cobra.Command, args []string) error {

@@ -41,9 +41,10 @@ Once all of a snapshot is on this host its device reads the local file, as fast 
 any, and does not need the daemon.
 
 With --mount DIR the filesystem inside is mounted on DIR as well, and 'lazyvol
-detach' unmounts it again. That of a snapshot is mounted read-only, and its journal
-left alone (ext4: noload, xfs: norecovery, btrfs: rescue=nologreplay): what was
-only in the journal does not show; in a volume made from the snapshot it does. Of a
+detach' unmounts it again. That of a snapshot is mounted read-only, with nosuid and
+nodev ('--mount-options suid,dev' allows both), and its journal left alone (ext4:
+noload, xfs: norecovery, btrfs: rescue=nologreplay): what was only in the journal
+does not show; in a volume made from the snapshot it does. Of a
 partitioned device the one partition with a filesystem is mounted, or that which
 --partition names.
 
@@ -77,7 +78,12 @@ what was mounted with --mount.`,
 }
 
 func (a *app) attach(ctx context.Context, target string, f *attachFlags) (dev string, err error) {
-	p, lost, err := a.prepare(ctx, target, f)
+	p, turn, err := a.placeInTurn(ctx, target)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, turn.end()) }()
+	lost, err := a.prepare(p, f)
 	if err != nil {
 		return "", err
 	}
@@ -98,20 +104,30 @@ func (a *app) attach(ctx context.Context, target string, f *attachFlags) (dev st
 	return dev, err
 }
 
-// prepare finds out where target is attached, refuses what cannot be done, and cleans
-// up what killed daemons left. It returns what of that is to be mounted again.
-func (a *app) prepare(ctx context.Context, target string, f *attachFlags) (p *place, lost []attachedMount, err error) {
-	if p, err = a.place(ctx, target); err != nil {
+// placeInTurn finds out where target is attached, in the caller's turn.
+func (a *app) placeInTurn(ctx context.Context, target string) (p *place, t *turn, err error) {
+	if _, err := a.place(ctx, target); err != nil { // what is refused leaves no trace
 		return nil, nil, err
 	}
+	if t, err = a.takeTurn(ctx, target); err != nil {
+		return nil, nil, err
+	}
+	if p, err = a.place(ctx, target); err != nil {
+		return nil, nil, errors.Join(err, t.end())
+	}
+	return p, t, nil
+}
+
+// prepare refuses what cannot be done, and cleans up what killed daemons left. It
+// returns what of that is to be mounted again.
+func (a *app) prepare(p *place, f *attachFlags) (lost []attachedMount, err error) {
 	if p.hidden != nil {
-		return nil, nil, p.hidden
+		return nil, p.hidden
 	}
 	if err := f.mount.refuseTaken(p); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	lost, err = a.buryDead(p)
-	return p, lost, err
+	return a.buryDead(p)
 }
 
 // attachDevice attaches a loop device to a place that is served, unless it has one,
@@ -131,7 +147,7 @@ func (a *app) attachDevice(ctx context.Context, p *place, lost []attachedMount, 
 	}
 	a.warnOfDifferences(dev, p.readOnly())
 	if _, err := findPartitions(ctx, dev); err != nil { // which have nodes then, also in containers
-		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+		a.warning("%v", err)
 	}
 	for _, m := range lost {
 		if err == nil {
@@ -166,6 +182,6 @@ func (a *app) warnOfDifferences(dev string, readOnly bool) {
 		differences = append(differences, err.Error())
 	}
 	for _, d := range differences {
-		fmt.Fprintf(a.stderr, "lazyvol: warning: %s: %s\n", dev, d)
+		a.warning("%s: %s", dev, d)
 	}
 }

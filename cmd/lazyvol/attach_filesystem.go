@@ -35,7 +35,7 @@ func (f *filesystemFlags) register(c *cobra.Command) {
 
 // notForMount are options that make mount(8) do something else than to mount the
 // device.
-var notForMount = []string{"bind", "rbind", "move", "remount", "loop"}
+var notForMount = []string{"bind", "rbind", "move", "remount", "loop", "offset", "sizelimit"}
 
 // check checks the flags for a snapshot or volume, and makes dir what the kernel
 // will call it.
@@ -134,10 +134,13 @@ func (f *filesystemFlags) sameMount(dev string, on fs.Mountpoint) error {
 func mountOptions(kind string, readOnly bool, more string) string {
 	options := []string{"rw"}
 	if readOnly {
-		options = []string{"ro"}
+		// What an old system had may have holes by now, or be somebody else's.
+		options = []string{"ro", "nosuid", "nodev"}
 		switch kind {
+		case "ext2":
+			options = append(options, noPanic)
 		case "ext3", "ext4":
-			options = append(options, "noload")
+			options = append(options, "noload", noPanic)
 		case "xfs":
 			// The original may be mounted as well, which has the same UUID.
 			options = append(options, "norecovery", "nouuid")
@@ -152,6 +155,10 @@ func mountOptions(kind string, readOnly bool, more string) string {
 	}
 	return strings.Join(options, ",")
 }
+
+// noPanic is for ext2, ext3 and ext4, whose superblock may say that an error in them is to
+// stop the whole host.
+const noPanic = "errors=remount-ro"
 
 // mountRecorded mounts a filesystem, and puts it on record before.
 func (a *app) mountRecorded(ctx context.Context, target string, m *attachedMount) error {

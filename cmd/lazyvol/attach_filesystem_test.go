@@ -14,12 +14,12 @@ func TestReadOnlyFilesystemsLeaveTheirJournalsAlone(t *testing.T) {
 		more     string
 		want     string
 	}{
-		{"ext4", true, "", "ro,noload"},
-		{"ext3", true, "", "ro,noload"},
-		{"ext2", true, "", "ro"},
-		{"xfs", true, "noatime", "ro,norecovery,nouuid,noatime"},
-		{"btrfs", true, "subvol=@", "ro,rescue=nologreplay,subvol=@"},
-		{"vfat", true, "", "ro"},
+		{"ext4", true, "", "ro,nosuid,nodev,noload,errors=remount-ro"},
+		{"ext3", true, "", "ro,nosuid,nodev,noload,errors=remount-ro"},
+		{"ext2", true, "", "ro,nosuid,nodev,errors=remount-ro"},
+		{"xfs", true, "noatime", "ro,nosuid,nodev,norecovery,nouuid,noatime"},
+		{"btrfs", true, "subvol=@", "ro,nosuid,nodev,rescue=nologreplay,subvol=@"},
+		{"vfat", true, "suid", "ro,nosuid,nodev,suid"},
 		{"ext4", false, "", "rw"},
 		{"xfs", false, "ro", "rw,ro"},
 	} {

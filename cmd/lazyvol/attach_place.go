@@ -150,7 +150,9 @@ func mountsOn(dev string, mounts []fs.Mountpoint) (on []fs.Mountpoint, err error
 		return nil, err
 	}
 	for _, m := range mounts {
-		if slices.Contains(numbers, m.Device) || slices.Contains(numbers, deviceNumber(m.Source)) {
+		// Not the source of what FUSE serves: any user may say anything there.
+		served := m.Type == "fuse" || strings.HasPrefix(m.Type, "fuse.")
+		if slices.Contains(numbers, m.Device) || !served && slices.Contains(numbers, deviceNumber(m.Source)) {
 			on = append(on, m)
 		}
 	}

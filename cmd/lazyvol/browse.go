@@ -80,6 +80,7 @@ SIGTERM or umount. A mountpoint that a killed daemon left dead is recovered.`,
 				return err
 			}
 			if f.foreground {
+				a.flushOwn()
 				return a.browseHere(c.Context(), dir, &f)
 			}
 			command := append(append(a.globalArgs(), "browse", "--foreground"), f.args()...)

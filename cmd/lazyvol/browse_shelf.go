@@ -62,7 +62,7 @@ type shelf struct {
 	taken   int                   // by images that are open, being opened or being closed; at most most
 	closing int                   // of these, being closed
 	freed   *sync.Cond            // one was closed
-	past    volume.Stats          // what those counted that are closed by now
+	past    volume.Stats          // what those counted that are closed, or being closed
 }
 
 // newShelf returns an empty shelf, which the caller closes. Its other fields are set
@@ -281,12 +281,11 @@ func (s *shelf) leastRecent() (found *browsed) {
 func (s *shelf) close(b *browsed) {
 	device := *b.device.Swap(nil)
 	delete(s.opened, b)
+	count(&s.past, device.Stats())
 	s.closing++
 	s.busy.Go(func() {
-		stats := device.Stats()
 		err := device.Close()
 		s.mu.Lock()
-		count(&s.past, stats)
 		s.closing--
 		s.leave()
 		s.mu.Unlock()

@@ -297,3 +297,19 @@ func TestShelfKeepsItsBoundsUnderAnyUse(t *testing.T) {
 		}
 	})
 }
+
+// A counter that goes back looks to Prometheus like one that began anew.
+func TestWhatWasFetchedNeverBecomesLess(t *testing.T) {
+	onShelf(t, 1, 1, func(t *testing.T, s *shelf, images []*browsed, l *fakeLibrary) {
+		if err := images[0].Open(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		images[0].Close()
+		for _, open := l.count(images[0]); open > 0; _, open = l.count(images[0]) {
+			time.Sleep(fakeDelay / 10)
+			if _, total := s.status(); total.FetchedBytes != 10 {
+				t.Fatalf("fetched were %d bytes, of 10", total.FetchedBytes)
+			}
+		}
+	})
+}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -104,8 +103,7 @@ var completedFlags = map[string]argument{
 func (a *app) complete(root *cobra.Command) {
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	err := eachCommand(root, func(c *cobra.Command) error {
-		_, path, _ := strings.Cut(c.CommandPath(), " ")
-		if p, ok := completedArguments[path]; ok {
+		if p, ok := completedArguments[commandPath(c)]; ok {
 			c.ValidArgsFunction = a.completer(p)
 		}
 		for name, arg := range completedFlags {
@@ -266,16 +264,9 @@ func (a *app) listedIDs(ctx context.Context, word string, list func(context.Cont
 	return ids
 }
 
-// described is a word with what the shell shows beside it, free of what would do more to
-// a terminal than be shown.
+// described is a word with what the shell shows beside it.
 func described(word, text string) cobra.Completion {
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, text)
-	return cobra.CompletionWithDesc(word, strings.TrimSpace(text))
+	return cobra.CompletionWithDesc(word, strings.TrimSpace(oneLine(text)))
 }
 
 func (a *app) completionCommand() *cobra.Command {

@@ -56,7 +56,11 @@ func commandPath(c *cobra.Command) string {
 // configure gives the flags of c that are not on its command line what the
 // environment or else the configuration file says.
 func (a *app) configure(c *cobra.Command) error {
-	if slices.Contains(configless, commandPath(c)) || a.settled {
+	if a.settled {
+		a.onEvent = os.Getenv(onEventEnv) // see backgroundEnv
+		return nil
+	}
+	if slices.Contains(configless, commandPath(c)) {
 		return nil
 	}
 	file, err := a.openConfig(c)
@@ -114,6 +118,13 @@ func (a *app) applySettings(c *cobra.Command, file *configFile) error {
 func (a *app) givenHere(c *cobra.Command, name string) bool {
 	f := c.Flags().Lookup(name)
 	return f != nil && f.Changed && a.origins[f] == ""
+}
+
+// chosen reports whether a switch of c is on: if a variable or a file says so, only while
+// the command line has none of those that exclude it.
+func (a *app) chosen(c *cobra.Command, name string, excluding ...string) bool {
+	given := func(name string) bool { return a.givenHere(c, name) }
+	return c.Flags().Lookup(name).Value.String() == "true" && (given(name) || !slices.ContainsFunc(excluding, given))
 }
 
 // lookUp returns what the environment, or else the file, says of a flag of c. No

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -285,18 +286,14 @@ func describeTOML(v any) string {
 // lineOf returns the line on which a key is defined, from 1: the one behind the longest
 // beginning of the file that can be parsed and has not got it.
 func lineOf(data []byte, key toml.Key) int {
-	without := 0
 	lines := bytes.SplitAfter(data, []byte("\n"))
-	for n := range lines {
-		var all map[string]any
-		meta, err := toml.Decode(string(bytes.Join(lines[:n+1], nil)), &all)
-		if err != nil {
-			continue
+	return sort.Search(len(lines), func(n int) bool {
+		for ; n < len(lines); n++ { // one that ends within a value cannot be parsed
+			var all map[string]any
+			if meta, err := toml.Decode(string(bytes.Join(lines[:n], nil)), &all); err == nil {
+				return meta.IsDefined(key...)
+			}
 		}
-		if meta.IsDefined(key...) {
-			break
-		}
-		without = n + 1
-	}
-	return min(without+1, len(lines))
+		return true
+	})
 }

@@ -207,20 +207,21 @@ func TestFlagsThatAreRepeatedTakeArraysAndLines(t *testing.T) {
 func TestWrongConfigurationsNameFileAndLine(t *testing.T) {
 	clearEnvironment(t)
 	for config, wants := range map[string][]string{
-		"memry = \"1GiB\"\n":                                      {`test.toml:1: unknown key "memry"; did you mean memory?`},
-		"# c\n\n[mount]\ncache-sze = \"1GiB\"\n":                  {`test.toml:4: unknown key "mount.cache-sze"; did you mean cache-size?`},
-		"[mont]\nno-hydrate = true\n":                             {`test.toml:1: unknown key "mont"`, "did you mean", "mount"},
-		"[snapshot.crate]\n":                                      {`test.toml:1: unknown key "snapshot.crate"; did you mean create?`},
-		"mount = 1\n":                                             {"test.toml:1: mount is a command: its flags go into a table, [mount]"},
-		"[mount]\nno-hydrate = \"yes\"\n":                         {`test.toml:2: mount.no-hydrate: true or false is wanted, and "yes" is none`},
-		"[mount]\nuid = \"root\"\n":                               {`test.toml:2: mount.uid: a number is wanted, and "root" is none`},
-		"[mount]\nuid = -1\n":                                     {"test.toml:2: mount.uid:"},
-		"[mount]\nread-deadline = 60\n":                           {`test.toml:2: mount.read-deadline: a time like "60s" is wanted, and 60 is none`},
-		"memory = true\n":                                         {`test.toml:1: memory: a size like "512MiB" is wanted, and true is none`},
-		"memory = \"much\"\n":                                     {`test.toml:1: memory: "much" is not a size`},
-		"store = [\"a\"]\n":                                       {"test.toml:1: store: a string is wanted, and an array is none"},
-		"[store]\nurl = \"x\"\n":                                  {"test.toml:1: store: a string is wanted, and a table is none"},
-		"[snapshot.create]\ntag = [\n  \"a=1\",\n  7,\n]\n":       {"test.toml:2: snapshot.create.tag: an array of strings is wanted, and 7 is none"},
+		"memry = \"1GiB\"\n":                                {`test.toml:1: unknown key "memry"; did you mean memory?`},
+		"# c\n\n[mount]\ncache-sze = \"1GiB\"\n":            {`test.toml:4: unknown key "mount.cache-sze"; did you mean cache-size?`},
+		"[mont]\nno-hydrate = true\n":                       {`test.toml:1: unknown key "mont"`, "did you mean", "mount"},
+		"[snapshot.crate]\n":                                {`test.toml:1: unknown key "snapshot.crate"; did you mean create?`},
+		"mount = 1\n":                                       {"test.toml:1: mount is a command: its flags go into a table, [mount]"},
+		"[mount]\nno-hydrate = \"yes\"\n":                   {`test.toml:2: mount.no-hydrate: true or false is wanted, and "yes" is none`},
+		"[mount]\nuid = \"root\"\n":                         {`test.toml:2: mount.uid: a number is wanted, and "root" is none`},
+		"[mount]\nuid = -1\n":                               {"test.toml:2: mount.uid:"},
+		"[mount]\nread-deadline = 60\n":                     {`test.toml:2: mount.read-deadline: a time like "60s" is wanted, and 60 is none`},
+		"memory = true\n":                                   {`test.toml:1: memory: a size like "512MiB" is wanted, and true is none`},
+		"memory = \"much\"\n":                               {`test.toml:1: memory: "much" is not a size`},
+		"store = [\"a\"]\n":                                 {"test.toml:1: store: a string is wanted, and an array is none"},
+		"[store]\nurl = \"x\"\n":                            {"test.toml:1: store: a string is wanted, and a table is none"},
+		"[snapshot.create]\ntag = [\n  \"a=1\",\n  7,\n]\n": {"test.toml:2: snapshot.create.tag: an array of strings is wanted, and 7 is none"},
+		"[snapshot.create]\ntag = [\n  \"a=1\",\n]\n[mount]\nxyz = 1\n": {`test.toml:6: unknown key "mount.xyz"`},
 		"log-level = \"loud\"\n":                                  {`test.toml:1: log-level: "loud" is not debug, info, warn or error`},
 		"settled = true\n":                                        {`test.toml:1: unknown key "settled"`},
 		"[mount]\nhelp = true\n":                                  {`test.toml:2: unknown key "mount.help"`},
@@ -408,7 +409,7 @@ func TestBackgroundProcessesInheritWhatWasResolved(t *testing.T) {
 	clearEnvironment(t)
 	parent := &app{memory: defaultMemory, keys: newSecretKeys(), stderr: &strings.Builder{}}
 	root := parent.command()
-	skipped := map[string]bool{"json": true, "progress": true, "config": true} // of the person at the terminal
+	skipped := map[string]bool{"json": true, "progress": true, "config": true, "on-event": true} // of the person at the terminal; the last is told by the environment
 	var line []string
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) {
 		if f.Hidden || skipped[f.Name] || commandLineOnly[f.Name] != "" {
@@ -423,6 +424,7 @@ func TestBackgroundProcessesInheritWhatWasResolved(t *testing.T) {
 	if err := parent.resolve(); err != nil {
 		t.Fatal(err)
 	}
+	parent.memoryGiven, parent.onEvent = true, "curl -H 'Authorization: secret' https://example.org"
 	child := &app{memory: defaultMemory, keys: newSecretKeys()}
 	childRoot := child.command()
 	args := append([]string{"--" + settledFlag}, parent.globalArgs()...)
@@ -434,7 +436,14 @@ func TestBackgroundProcessesInheritWhatWasResolved(t *testing.T) {
 			t.Errorf("--%s is %q in the background, and was %q", f.Name, got, f.Value)
 		}
 	})
-	t.Setenv("LAZYVOL_ON_EVENT", "false")
+	if strings.Contains(strings.Join(args, " "), "secret") {
+		t.Errorf("each user of the host can read %q", args)
+	}
+	for _, v := range parent.backgroundEnv() {
+		if name, value, _ := strings.Cut(v, "="); name == onEventEnv {
+			t.Setenv(name, value)
+		}
+	}
 	t.Setenv(configEnv, filepath.Join(t.TempDir(), "none"))
 	c, _, err := childRoot.Find([]string{"mount"})
 	if err != nil {
@@ -452,5 +461,34 @@ func TestAHookHasNoHook(t *testing.T) {
 	t.Setenv(inEventEnv, "1")
 	if got, err := configured(t, "gc", "on-event", "", "on-event = \"true\"\n"); got != "" || err != nil {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// What a setting says of an option that needs another, or excludes it, is no reason to
+// refuse what the command line says.
+func TestSettingsYieldToWhatTheLineExcludes(t *testing.T) {
+	clearEnvironment(t)
+	t.Setenv("LAZYVOL_STATE", t.TempDir())
+	const a, b = "snap-1a2b3c4d567890abc", "snap-1a2b3c4d567890abd"
+	for _, c := range []struct {
+		line            []string
+		contrary        string // an option that it does not go with
+		setting, sample string // the same as a variable
+		done            int    // the exit code without it
+	}{
+		{[]string{"status"}, "--interval=5s", "LAZYVOL_STATUS_INTERVAL", "5s", exitDone},
+		{[]string{"snapshot", "map", a, "--output=x.svg"}, "--json", "LAZYVOL_JSON", "true", exitNotFound},
+		{[]string{"snapshot", "map", a, "--text"}, "--json", "LAZYVOL_JSON", "true", exitNotFound},
+		{[]string{"snapshot", "map", a, "--json"}, "--text", "LAZYVOL_SNAPSHOT_MAP_TEXT", "true", exitNotFound},
+		{[]string{"snapshot", "diff", a, b, "--human"}, "--json", "LAZYVOL_JSON", "true", exitNotFound},
+	} {
+		if code, _, stderr := try(t, append(c.line, c.contrary)...); code != exitUsage {
+			t.Errorf("%q with %s: exit %d: %s", c.line, c.contrary, code, stderr)
+		}
+		t.Setenv(c.setting, c.sample)
+		if code, _, stderr := try(t, c.line...); code != c.done {
+			t.Errorf("%q with %s: exit %d: %s", c.line, c.setting, code, stderr)
+		}
+		t.Setenv(c.setting, "")
 	}
 }

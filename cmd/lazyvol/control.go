@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // controlName is the socket in a volume's or session's folder on which its
@@ -109,8 +111,7 @@ func (c controlClient) call(ctx context.Context, method, path string, body io.Re
 
 // controlError says why a daemon could not be asked.
 func controlError(err error) error {
-	var op *net.OpError
-	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &op) && op.Op == "dial" {
+	if isAny(err, fs.ErrNotExist, unix.ECONNREFUSED) {
 		return fmt.Errorf("%w: %w", errNoDaemon, err)
 	}
 	return fmt.Errorf("ask the daemon: %w", err)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -87,5 +89,23 @@ func TestNobodyOnTheSocketIsNoDaemon(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// That a daemon could not be asked now does not say that there is none: its volume would
+// be opened beside it, or its metrics left out.
+func TestOnlyASocketThatNobodyServesIsNoDaemon(t *testing.T) {
+	dial := func(call string, errno syscall.Errno) error {
+		return &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError(call, errno)}
+	}
+	for _, err := range []error{dial("connect", syscall.EAGAIN), dial("socket", syscall.EMFILE), dial("connect", syscall.EACCES), context.Canceled} {
+		if errors.Is(controlError(err), errNoDaemon) {
+			t.Errorf("%v is taken for the absence of a daemon", err)
+		}
+	}
+	for _, err := range []error{dial("connect", syscall.ECONNREFUSED), dial("connect", syscall.ENOENT), os.ErrNotExist} {
+		if !errors.Is(controlError(err), errNoDaemon) {
+			t.Errorf("%v is not taken for the absence of a daemon", err)
+		}
 	}
 }

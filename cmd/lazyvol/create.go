@@ -28,7 +28,8 @@ type createFlags struct {
 	freeze      []string
 	noWait      bool
 
-	freezeMounted bool // whatever is mounted from the volumes' loop devices
+	freezeMounted bool     // whatever is mounted from the volumes' loop devices
+	mounted       []string // where that is
 }
 
 func (a *app) snapshotCreateCommand() *cobra.Command {
@@ -73,11 +74,9 @@ changes themselves.`,
 				a.progress = progressNone // its stderr is soon a log
 			}
 			if f.freezeMounted {
-				mounted, err := a.mountedOf(c.Context(), args)
-				if err != nil {
+				if f.mounted, err = a.mountedOf(c.Context(), args); err != nil {
 					return ready.failed(err)
 				}
-				f.freeze = append(f.freeze, mounted...)
 			}
 			switch {
 			case len(args) > 1:
@@ -199,7 +198,7 @@ func (a *app) storeImage(ctx context.Context, store *snapshot.Store, src *snapsh
 	if err != nil {
 		return id, err
 	}
-	thaw, err := a.freezeAll(f.freeze)
+	thaw, err := a.freezeAll(f)
 	if err != nil {
 		return id, err
 	}
@@ -318,7 +317,7 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
 		return err
 	}
-	thaw, err := a.freezeAll(f.freeze)
+	thaw, err := a.freezeAll(f)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ type daemon struct {
 	mountpoint string
 	shownAs    string // to people: the mountpoint, or the loop device on it
 	notify     *notifier
-	letGo      func(*slog.Logger) // undoes, as far as it can, what was done on top of the mount; nil: nothing was
+	letGo      func(*slog.Logger) error // undoes, as far as it can, what was done on top of the mount; nil: nothing was
 	paused     atomic.Bool
 	resumed    chan struct{} // holds a token after a resume
 	unsettled  chan struct{} // holds a token while the volume needs settling
@@ -113,7 +113,7 @@ func (d *daemon) serve(ctx context.Context, o fs.Options, ready func() error) (e
 		}
 		d.notify.stopping(d.id + " ends; what is in use is served until its last user is done")
 		if d.letGo != nil {
-			d.letGo(d.log)
+			err = d.letGo(d.log)
 		}
 	}
 	stop(errStopping) // ends a snapshot that is being made

@@ -125,7 +125,7 @@ for good are removed by 'lazyvol volume forget'.`,
 					if pin.Deleted {
 						note = "deleted"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", pin.Snapshot, pin.Holder, pin.Host, pin.Age.Round(time.Second), note)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", pin.Snapshot, oneLine(pin.Holder), oneLine(pin.Host), pin.Age.Round(time.Second), note)
 				}
 			}
 			expired, bytes, err := store.ExpireEvents(ctx)

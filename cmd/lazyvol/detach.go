@@ -22,19 +22,38 @@ func (a *app) detachCommand() *cobra.Command {
 		Use: "detach /dev/loopN|SNAP|VOL|DIR", Short: "Undo attach", Args: args(cobra.ExactArgs(1)),
 		Long: `Unmounts the filesystems that 'lazyvol attach --mount' mounted, detaches the loop
 device, and unmounts what attach mounted for it. DIR is where such a filesystem is
-mounted. If a filesystem or the device is in use, or was mounted by others, it is refused and
-all stays as it was. What a killed daemon left dead is cleaned up.`,
+mounted. If a filesystem or the device is in use, or others mounted it, or something over
+it, that is refused and all stays as it was. What a killed daemon left dead is cleaned up.`,
 		Example: `  lazyvol detach /dev/loop0
   lazyvol detach vol-0123456789abcdef0
   lazyvol detach /mnt/data`,
 		RunE: func(c *cobra.Command, args []string) error {
-			p, err := a.placeFor(c.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.detach(context.WithoutCancel(c.Context()), p, args[0]) // half undone is worse than late
+			return a.detachTarget(c.Context(), args[0])
 		},
 	}
+}
+
+// detachTarget detaches what an argument of detach means, in its turn.
+func (a *app) detachTarget(ctx context.Context, target string) (err error) {
+	p, err := a.placeFor(ctx, target)
+	if err != nil {
+		return err
+	}
+	if p.id != "" { // else nobody knows what it is of
+		id := p.id
+		turn, taken := a.takeTurn(ctx, id)
+		if taken != nil {
+			return taken
+		}
+		defer func() { err = errors.Join(err, turn.end()) }()
+		if p, err = a.placeFor(ctx, target); err != nil {
+			return err
+		}
+		if p.id != id {
+			return errNotAttached(target)
+		}
+	}
+	return a.detach(context.WithoutCancel(ctx), p, target) // half undone is worse than late
 }
 
 // placeFor finds out what is meant by an argument of detach.
@@ -54,9 +73,8 @@ func (a *app) detach(ctx context.Context, p *place, target string) error {
 		return p.hidden
 	}
 	own := a.isAttachDir(p.dir)
-	notAttached := codedError{fmt.Sprintf("%s is not attached", target), exitNotFound}
 	if !own && len(devices)+len(p.broken) == 0 {
-		return notAttached
+		return errNotAttached(target)
 	}
 	ours, err := a.refuseOthers(p.id, devices)
 	if err != nil {
@@ -82,7 +100,7 @@ func (a *app) detach(ctx context.Context, p *place, target string) error {
 		if there || err != nil {
 			err = a.unmountAttached(ctx, p.dir)
 		} else if !buried {
-			err = notAttached
+			err = errNotAttached(target)
 		}
 		if err != nil {
 			return errors.Join(lost, err)
@@ -94,8 +112,12 @@ func (a *app) detach(ctx context.Context, p *place, target string) error {
 	return errors.Join(lost, a.forgetAll(p.id))
 }
 
-// refuseOthers refuses to take devices away on which others mounted a filesystem,
-// and returns those that attach mounted.
+func errNotAttached(target string) error {
+	return codedError{fmt.Sprintf("%s is not attached", target), exitNotFound}
+}
+
+// refuseOthers refuses to take devices away on which others mounted a filesystem, or
+// over one of ours, and returns those that attach mounted.
 func (a *app) refuseOthers(target string, devs []string) ([]attachedMount, error) {
 	ours, others, err := a.mountsOf(target, devs)
 	if err != nil {
@@ -105,7 +127,25 @@ func (a *app) refuseOthers(target string, devs []string) ([]attachedMount, error
 		m := others[0]
 		return nil, refusal{fmt.Errorf("%s is in use: %s is mounted on %s, and not by 'lazyvol attach --mount': unmount it first", strings.Join(devs, ", "), m.Source, m.Dir)}
 	}
+	for _, m := range ours {
+		if err := m.refuseCovered(); err != nil {
+			return nil, err
+		}
+	}
 	return ours, nil
+}
+
+// refuseCovered refuses a mount that is not the topmost on its folder: to unmount the
+// folder would take away what others mounted there.
+func (m attachedMount) refuseCovered() error {
+	on, _, err := fs.MountedOn(m.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if on.Source == m.Device {
+		return nil
+	}
+	return refusal{fmt.Errorf("something is mounted over the filesystem on %s: unmount that first", m.Dir)}
 }
 
 // unmountAttached unmounts what attach mounted under its loop device.
@@ -131,7 +171,7 @@ func (a *app) buryDead(p *place) (lost []attachedMount, err error) {
 	for _, m := range slices.Backward(lost) {
 		err := unix.Unmount(m.Dir, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			fmt.Fprintf(a.stderr, "lazyvol: warning: the filesystem on %s is dead, and in use: who uses it gets errors, and has to open its files anew\n", m.Dir)
+			a.warning("the filesystem on %s is dead, and in use: who uses it gets errors, and has to open its files anew", m.Dir)
 			err = unix.Unmount(m.Dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
 		if err != nil {
@@ -167,9 +207,12 @@ func (a *app) forgetAll(target string) error {
 }
 
 // unmountAll unmounts filesystems that attach mounted, the last one first; or none, if
-// one of them is in use.
+// one of them is in use, or others mounted something over it.
 func (a *app) unmountAll(target string, mounts []attachedMount) error {
 	for _, m := range mounts {
+		if err := m.refuseCovered(); err != nil {
+			return err
+		}
 		if err := unused(m.Dir); err != nil {
 			return err
 		}

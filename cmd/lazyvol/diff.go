@@ -16,7 +16,6 @@ import (
 )
 
 func (a *app) snapshotDiffCommand() *cobra.Command {
-	var asJSON, human bool
 	c := &cobra.Command{
 		Use: "diff A B", Short: "List the ranges in which B differs from A", Args: args(cobra.ExactArgs(2)),
 		Long: `Lists the ranges in which B differs from A, one per line: offset and length in
@@ -27,6 +26,7 @@ without pages. The snapshots must be of one lineage. Of the index only what
 differs is read.`,
 		Example: "  lazyvol snapshot diff snap-1a2b3c4d567890abc snap-1a2b3c4d567890abd",
 		RunE: func(c *cobra.Command, args []string) error {
+			asJSON, human := a.chosen(c, "json", "human"), a.chosen(c, "human", "json")
 			if asJSON && human {
 				return combinationError{errors.New("--json and --human exclude each other")}
 			}
@@ -76,8 +76,8 @@ differs is read.`,
 			return out.Flush()
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, block by block")
-	c.Flags().BoolVar(&human, "human", false, "print sizes for people, and the total (default on a terminal)")
+	c.Flags().Bool("json", false, "print JSON, block by block")
+	c.Flags().Bool("human", false, "print sizes for people, and the total (default on a terminal)")
 	return c
 }
 

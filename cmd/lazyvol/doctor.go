@@ -223,7 +223,7 @@ func printFindings(w io.Writer, findings []finding, all bool) error {
 		}
 		fmt.Fprintf(&out, "%-7s  %-*s  %s\n", f.Result, widest, f.Check, oneLine(f.Message))
 		if f.Mend != "" {
-			fmt.Fprintf(&out, "%-7s  mend: %s\n", "", f.Mend)
+			fmt.Fprintf(&out, "%-7s  mend: %s\n", "", oneLine(f.Mend))
 		}
 	}
 	fmt.Fprintf(&out, "%d failed, %d warnings", countFailed(findings), warnings)

@@ -43,23 +43,17 @@ func judgeConfig(name string, wrong error) finding {
 // keyURI is the key that new snapshots are encrypted under, and where that is said; ""
 // if it is said nowhere.
 func (a *app) keyURI(c *cobra.Command) (uri string, from origin) {
-	for _, command := range c.Root().Commands() {
-		if command.Name() != "snapshot" {
-			continue
-		}
-		create, _, err := command.Find([]string{"create"})
-		if err != nil {
-			continue
-		}
-		file, err := a.openConfig(c)
-		if err != nil {
-			file = &configFile{}
-		}
-		if f := create.Flags().Lookup("key"); f != nil {
-			if values, from, err := lookUp(create, f, file); err == nil && len(values) > 0 {
-				return values[0], from
-			}
-		}
+	create, _, err := c.Root().Find([]string{"snapshot", "create"})
+	if err != nil {
+		return "", ""
 	}
-	return "", ""
+	file, err := a.openConfig(c)
+	if err != nil { // as examineConfig tells
+		file = &configFile{}
+	}
+	values, from, err := lookUp(create, create.Flags().Lookup("key"), file)
+	if err != nil || len(values) == 0 {
+		return "", ""
+	}
+	return values[0], from
 }

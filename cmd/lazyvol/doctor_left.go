@@ -141,25 +141,24 @@ func (a *app) examineVolumes(_ context.Context, dirtyAge time.Duration) []findin
 	return judgeVolumes(volumes, failed, dirtyAge)
 }
 
-// held reports whether a process has a lock. That it cannot be looked at counts as
-// not. It is shared and for a moment, as vfs.FS.Lock of another's own doubt.
+// held reports whether a process has a lock, or may have it: one that cannot be looked at
+// is no reason to call its process dead. It is shared and for a moment, as vfs.FS.Lock of another's own doubt.
 func held(lock string) bool {
 	f, err := os.Open(lock)
 	if err != nil {
-		return false
+		return !errors.Is(err, os.ErrNotExist)
 	}
 	defer f.Close() // nothing was written
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
 }
 
 // age is for how long a file is there; 0 if that cannot be told.
 func age(file string) time.Duration {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, file, 0, unix.STATX_BTIME, &st)
-	if err != nil || st.Mask&unix.STATX_BTIME == 0 {
+	made := born(file)
+	if made.IsZero() {
 		return 0
 	}
-	return time.Since(time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)))
+	return time.Since(made)
 }
 
 func judgeVolumes(volumes []volumeFacts, failed []error, dirtyAge time.Duration) (found []finding) {

@@ -155,3 +155,23 @@ func TestProbesOfTheFilesystemLeaveNothing(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// A lock that cannot be looked at is not one that nobody has.
+func TestALockThatCannotBeReadMayBeHeld(t *testing.T) {
+	lock := filepath.Join(t.TempDir(), lockName)
+	if held(lock) {
+		t.Error("one that is not there is held")
+	}
+	if err := os.Symlink(lock, lock); err != nil { // to itself
+		t.Fatal(err)
+	}
+	if !held(lock) {
+		t.Error("one that cannot be opened is free")
+	}
+	if err := errors.Join(os.Remove(lock), os.WriteFile(lock, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if held(lock) {
+		t.Error("one that nobody has is held")
+	}
+}

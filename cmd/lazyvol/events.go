@@ -153,7 +153,7 @@ func printEvent(w io.Writer, e snapshot.Event) error {
 	if e.Detail.Cause != "" {
 		line += "  " + e.Detail.Cause
 	}
-	_, err := fmt.Fprintln(w, line)
+	_, err := fmt.Fprintln(w, oneLine(line))
 	return err
 }
 

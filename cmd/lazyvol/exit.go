@@ -196,7 +196,7 @@ func printError(w io.Writer, err error, asJSON bool) {
 	if code != "" {
 		code = " (" + code + ")"
 	}
-	fmt.Fprintf(w, "lazyvol: %v%s\n", err, code)
+	fmt.Fprintf(w, "lazyvol: %s%s\n", printable(err.Error()), code) // some of it is the store's
 }
 
 // wantsJSON reports whether a command was told to print JSON. One whose command

@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/lazyvol/lazyvol/fs"
-	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/volume"
 )
 
@@ -41,22 +41,24 @@ type served struct {
 }
 
 // fleet lists what is served of this state directory. It asks neither daemons nor
-// mounts, so it waits for none. A volume that nobody mounted is not in it.
-func (a *app) fleet(log *slog.Logger) ([]served, error) {
+// mounts, so it waits for none, and reads no volume's record: one that is damaged may be
+// served all the same. Volumes that nobody mounted are in it too.
+func (a *app) fleet() ([]served, error) {
 	mounts, err := fs.MountedIDs()
 	if err != nil {
 		return nil, err
 	}
-	records, failed, err := volume.List(vfs.OS(), a.state)
-	if err != nil {
-		return nil, err
-	}
-	for _, err := range failed {
-		log.Warn("a volume cannot be looked at", "error", err)
+	folders, err := os.ReadDir(volume.VolumesDir(a.state))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list volumes: %w", err)
 	}
 	var all []served
-	for _, r := range records {
-		s := served{id: string(r.ID), dir: volume.Dir(a.state, r.ID)}
+	for _, f := range folders {
+		id, err := manifest.ParseVolumeID(f.Name())
+		if err != nil {
+			continue
+		}
+		s := served{id: f.Name(), dir: volume.Dir(a.state, id)}
 		if dirs := mounts[s.id]; len(dirs) > 0 {
 			s.mountpoint, s.inSight = dirs[0], true
 		}
@@ -66,14 +68,28 @@ func (a *app) fleet(log *slog.Logger) ([]served, error) {
 	if err != nil {
 		return nil, err
 	}
+	return append(all, servedSessions(sessions, mounts)...), nil
+}
+
+// servedSessions lists the sessions that have a mount, or had one. Of several of one
+// snapshot on one directory the last one is in sight: the others were killed, and their
+// folders stay for a while, or serve who has them open.
+func servedSessions(sessions []*session, mounts map[string][]string) (all []served) {
+	slices.SortStableFunc(sessions, func(a, b *session) int { return b.began.Compare(a.began) })
 	for _, session := range sessions {
 		if session.Mountpoint == "" { // an export
 			continue
 		}
-		id := session.shows()
-		all = append(all, served{id, session.Mountpoint, session.dir, slices.Contains(mounts[id], session.Mountpoint)})
+		s := served{id: session.shows(), mountpoint: session.Mountpoint, dir: session.dir}
+		s.inSight = slices.Contains(mounts[s.id], s.mountpoint) && !slices.ContainsFunc(all, s.isBehind)
+		all = append(all, s)
 	}
-	return all, nil
+	return all
+}
+
+// isBehind reports whether other is mounted where s is, or was, with what s shows.
+func (s served) isBehind(other served) bool {
+	return other.inSight && other.id == s.id && other.mountpoint == s.mountpoint
 }
 
 // each calls ask for all that is served, several at once, and returns what came of it,

@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freezeAll freezes the filesystems mounted on some folders until thaw is called,
-// which may be called again.
-func (a *app) freezeAll(dirs []string) (thaw func() error, err error) {
+// freezeAll freezes the filesystems that f names, and those that it had looked for, until
+// thaw is called, which may be called again. Of what was looked for, what Linux cannot
+// freeze is synced instead.
+func (a *app) freezeAll(f *createFlags) (thaw func() error, err error) {
 	var thaws []func() error
 	thaw = func() (err error) {
 		for _, thaw := range slices.Backward(thaws) {
@@ -19,12 +20,15 @@ func (a *app) freezeAll(dirs []string) (thaw func() error, err error) {
 		}
 		return err
 	}
-	for _, dir := range dirs {
+	for _, dir := range slices.Concat(f.freeze, f.mounted) {
 		err := a.refuseOwn(dir)
 		if err == nil {
 			var one func() error
 			if one, err = freeze(dir); err == nil {
 				thaws = append(thaws, one)
+			} else if errors.Is(err, unix.EOPNOTSUPP) && !slices.Contains(f.freeze, dir) {
+				a.warning("the filesystem on %s cannot be frozen: in the snapshot it is as after a power cut", dir)
+				err = syncFilesystem(dir)
 			}
 		}
 		if err != nil {
@@ -47,6 +51,19 @@ func (a *app) refuseOwn(dir string) error {
 	}
 	if err == nil && theirs.Dev == ours.Dev {
 		return refusal{fmt.Errorf("freeze %s: the state directory %s is on the same filesystem, and could not be written to", dir, a.state)}
+	}
+	return nil
+}
+
+// syncFilesystem writes what the filesystem mounted on dir has in memory.
+func syncFilesystem(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	defer f.Close() // nothing was written through it
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
 }

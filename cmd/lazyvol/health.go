@@ -146,6 +146,19 @@ func (m *monitor) checked(ctx context.Context) healthJSON {
 	return m.health()
 }
 
+// askAgain asks a store in trouble once each storeQuiet. If all is cached nobody else
+// does, and metrics would tell of what is long over.
+func (m *monitor) askAgain(ctx context.Context) {
+	_, failing, _ := m.daemon.app.meter.contact()
+	m.mu.Lock()
+	troubled := !failing.IsZero() || m.probe != nil
+	recent := time.Since(m.probed) < storeQuiet
+	m.mu.Unlock()
+	if troubled && !recent {
+		m.ask(ctx)
+	}
+}
+
 // ask asks the store, unless somebody did just now.
 func (m *monitor) ask(ctx context.Context) {
 	m.probing.Lock()

@@ -17,11 +17,11 @@ func (a *app) healthCommand() *cobra.Command {
 		Long: `Tells whether a mounted volume or snapshot is healthy; without argument, whether
 all of this host are. Exits with 0 if so, and with 1 if one is degraded (it serves,
 and somebody should look after it) or has failed, with the reasons on stdout. It
-takes a few seconds at most, also when a daemon or a mount hangs.`,
+takes 10 seconds at most, also when a daemon or a mount hangs.`,
 		Example: `  lazyvol health
   lazyvol health --json vol-0123456789abcdef0`,
 		RunE: func(c *cobra.Command, args []string) error {
-			all, err := a.fleet(a.log())
+			all, err := a.fleet()
 			if err != nil {
 				return err
 			}
@@ -74,9 +74,9 @@ func printHealth(w io.Writer, fleet fleetHealth) error {
 		if mountpoint == "" {
 			mountpoint = "-"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", h.ID, mountpoint, h.Status)
+		fmt.Fprintf(t, "%s\t%s\t%s\n", h.ID, oneLine(mountpoint), h.Status)
 		for _, r := range h.Reasons {
-			fmt.Fprintf(t, "  %s\t%s\t%s\n", r.Check, r.Status, r.Message)
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", r.Check, r.Status, oneLine(r.Message))
 		}
 	}
 	return t.Flush()

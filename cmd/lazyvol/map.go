@@ -26,7 +26,6 @@ import (
 
 func (a *app) snapshotMapCommand() *cobra.Command {
 	var output string
-	var asJSON, asText bool
 	c := &cobra.Command{
 		Use: "map SNAP|VOL", Short: "Draw which snapshot owns each part of a device, and what is cached", Args: args(cobra.ExactArgs(1)),
 		Long: `Draws a picture of a snapshot or a volume: where it has holes, which snapshot uploaded
@@ -43,6 +42,7 @@ host has of it is not asked of the store.`,
 		Example: `  lazyvol snapshot map -o map.svg vol-0123456789abcdef0
   lazyvol snapshot map --text snap-1a2b3c4d567890abc`,
 		RunE: func(c *cobra.Command, args []string) error {
+			asJSON, asText := a.chosen(c, "json", "output", "text"), a.chosen(c, "text", "output", "json")
 			if asJSON && asText || output != "" && (asJSON || asText) {
 				return combinationError{errors.New("-o, --text and --json exclude each other")}
 			}
@@ -72,8 +72,8 @@ host has of it is not asked of the store.`,
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "", "write the picture into `FILE`")
-	c.Flags().BoolVar(&asText, "text", false, "draw it in letters (default on a terminal)")
-	c.Flags().BoolVar(&asJSON, "json", false, "print every range as JSON")
+	c.Flags().Bool("text", false, "draw it in letters (default on a terminal)")
+	c.Flags().Bool("json", false, "print every range as JSON")
 	return c
 }
 

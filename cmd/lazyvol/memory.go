@@ -22,11 +22,11 @@ const (
 // --memory leaves to it: buffers of fetches and uploads come and go by the
 // megabyte, and the heap would grow to twice what is in use. GOMEMLIMIT goes
 // before the default.
-func (a *app) boundMemory(given bool) error {
+func (a *app) boundMemory() error {
 	if a.memory < leastMemory {
 		return usageError{fmt.Errorf("--memory must be at least %s", humanize.IBytes(leastMemory))}
 	}
-	if given || os.Getenv("GOMEMLIMIT") == "" {
+	if a.memoryGiven || os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(a.heap())
 	}
 	return nil

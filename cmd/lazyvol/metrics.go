@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -77,11 +78,14 @@ that does not answer within 3 seconds has lazyvol_daemon_up 0, and nothing else.
 
 // gather asks all daemons for their metrics.
 func (a *app) gather(ctx context.Context, log *slog.Logger) ([]*dto.MetricFamily, error) {
-	all, err := a.fleet(log)
+	all, err := a.fleet()
 	if err != nil {
 		return nil, err
 	}
 	return merge(each(all, func(s served) map[string]*dto.MetricFamily {
+		if !s.inSight && slices.ContainsFunc(all, s.isBehind) {
+			return nil // its labels are the other's, and a collector refuses to have them twice
+		}
 		families, err := s.metrics(ctx)
 		switch {
 		case errors.Is(err, errNoDaemon) && !s.inSight:
@@ -161,7 +165,7 @@ func merge(daemons []map[string]*dto.MetricFamily) []*dto.MetricFamily {
 
 // serveMetrics serves metrics and health until ctx ends.
 func (a *app) serveMetrics(ctx context.Context, at string) error {
-	listener, err := listenLocal(at)
+	listener, err := listenLocal(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -181,7 +185,7 @@ func (a *app) serveMetrics(ctx context.Context, at string) error {
 			http.Error(w, "too many at once", http.StatusServiceUnavailable)
 			return
 		}
-		all, err := a.fleet(log)
+		all, err := a.fleet()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
@@ -203,7 +207,7 @@ func (a *app) serveMetrics(ctx context.Context, at string) error {
 }
 
 // listenLocal listens on a loopback address or a unix socket.
-func listenLocal(at string) (net.Listener, error) {
+func listenLocal(ctx context.Context, at string) (net.Listener, error) {
 	if u, err := url.Parse(at); err == nil && u.Scheme == "unix" {
 		if u.Host != "" || !filepath.IsAbs(u.Path) || u.RawQuery != "" {
 			return nil, usageError{fmt.Errorf("--listen %s: a socket is unix:// and an absolute path, as unix:///run/lazyvol-metrics.sock", at)}
@@ -218,7 +222,7 @@ func listenLocal(at string) (net.Listener, error) {
 	if ip := net.ParseIP(host); ip != nil {
 		ips = []net.IP{ip}
 	} else if host != "" {
-		if ips, err = net.LookupIP(host); err != nil {
+		if ips, err = net.DefaultResolver.LookupIP(ctx, "ip", host); err != nil {
 			return nil, usageError{fmt.Errorf("--listen %s: %w", at, err)}
 		}
 	}
@@ -239,8 +243,12 @@ func listenSocket(path string) (net.Listener, error) {
 		if st.Mode().Type() != os.ModeSocket {
 			return nil, refusal{fmt.Errorf("%s is there, and no socket", path)}
 		}
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			return nil, errors.Join(refusal{fmt.Errorf("%s is served by another process", path)}, conn.Close())
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			err = conn.Close()
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, refusal{errors.Join(fmt.Errorf("%s is served by another process", path), err)}
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("serve metrics: %w", err)

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/lazyvol/lazyvol/blockstore"
+	"github.com/lazyvol/lazyvol/snapshot"
 )
 
 // The table of docs/operating.md is what is exported, word for word.
@@ -229,6 +229,39 @@ func TestAStoreIsJudgedByItsAnswers(t *testing.T) {
 	}
 }
 
+// A store that failed once, and of which nothing was asked since, is found to be back;
+// one that is well is left alone.
+func TestAStoreIsNotInTroubleForEver(t *testing.T) {
+	meter, requests := newStoreMeter(), 0
+	store, err := snapshot.Init(t.Context(), blockstore.Observe(blockstore.NewMem(), func(r blockstore.Request) {
+		requests++
+		meter.seen(r)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &monitor{daemon: &daemon{app: &app{meter: meter}, store: store}}
+	expect := func(when, status string, asked int) {
+		t.Helper()
+		requests = 0
+		m.askAgain(t.Context())
+		h := healthJSON{Status: healthy}
+		if m.judgeStore(&h); h.Status != status || requests != asked {
+			t.Errorf("%s: %+v after %d requests; want %s, %d", when, h, requests, status, asked)
+		}
+	}
+	expect("well", healthy, 0)
+	meter.seen(blockstore.Request{Operation: blockstore.OpPut, Result: blockstore.ResultDenied})
+	expect("denied once", healthy, 1)
+	m.probe = errors.New("silent")
+	m.probed = time.Now().Add(time.Second)
+	expect("silent when asked just now", degraded, 0)
+	m.probed = time.Now().Add(-storeQuiet)
+	meter.answered = m.probed.Add(-time.Second)
+	expect("silent when asked long ago", healthy, 1)
+	expect("well again", healthy, 0)
+}
+
 // Daemons of different versions are told together, whatever each says a metric means.
 func TestDaemonsOfDifferentVersionsAreMerged(t *testing.T) {
 	parse := func(text string) map[string]*dto.MetricFamily {
@@ -266,7 +299,7 @@ x_bytes{id="2"} 2
 // reason.
 func TestOnlyThisHostIsServed(t *testing.T) {
 	for _, at := range []string{"0.0.0.0:9464", ":9464", "[::]:9464", "192.0.2.1:9464", "9464", "http://127.0.0.1:9464", "unix:relative", "unix://host/path", "127.0.0.1"} {
-		l, err := listenLocal(at)
+		l, err := listenLocal(t.Context(), at)
 		if err == nil {
 			l.Close()
 		}
@@ -274,11 +307,11 @@ func TestOnlyThisHostIsServed(t *testing.T) {
 			t.Errorf("%s: %v, want a usage error", at, err)
 		}
 	}
-	if _, err := listenLocal("0.0.0.0:9464"); err == nil || !strings.Contains(err.Error(), "only loopback addresses") || !strings.Contains(err.Error(), "127.0.0.1:9464") {
+	if _, err := listenLocal(t.Context(), "0.0.0.0:9464"); err == nil || !strings.Contains(err.Error(), "only loopback addresses") || !strings.Contains(err.Error(), "127.0.0.1:9464") {
 		t.Errorf("it does not say why, and what to do: %v", err)
 	}
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0", "127.8.9.1:0"} {
-		l, err := listenLocal(at)
+		l, err := listenLocal(t.Context(), at)
 		if err != nil {
 			if strings.HasPrefix(at, "[") && !errors.Is(err, errUsage) { // a host without IPv6
 				continue
@@ -295,19 +328,19 @@ func TestOnlyThisHostIsServed(t *testing.T) {
 
 func TestASocketIsTakenOverFromTheDeadOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.sock")
-	first, err := listenLocal("unix://" + path)
+	first, err := listenLocal(t.Context(), "unix://"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	if _, err := listenLocal("unix://" + path); exitCode(err) != exitRefused {
+	if _, err := listenLocal(t.Context(), "unix://"+path); exitCode(err) != exitRefused {
 		t.Errorf("the socket of a living process: %v", err)
 	}
 	first.(*net.UnixListener).SetUnlinkOnClose(false) // as if it was killed
 	first.Close()
-	second, err := listenLocal("unix://" + path)
+	second, err := listenLocal(t.Context(), "unix://"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +348,7 @@ func TestASocketIsTakenOverFromTheDeadOnly(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenLocal("unix://" + path); exitCode(err) != exitRefused {
+	if _, err := listenLocal(t.Context(), "unix://"+path); exitCode(err) != exitRefused {
 		t.Errorf("a file that is no socket: %v", err)
 	}
 }
@@ -358,7 +391,7 @@ func TestNothingMountedIsHealthyAndHasNoMetrics(t *testing.T) {
 		}
 	}
 	a := &app{state: t.TempDir()}
-	if all, err := a.fleet(slog.New(slog.DiscardHandler)); err != nil || len(all) != 0 {
+	if all, err := a.fleet(); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,19 +62,24 @@ func newRegistry(id, mountpoint string, c prometheus.Collector) (*prometheus.Reg
 
 // run looks after what has to be noticed when it happens, until ctx ends.
 func (m *monitor) run(ctx context.Context) {
-	if m.freshness == nil {
-		return
-	}
 	tick := time.NewTicker(freshnessEvery)
 	defer tick.Stop()
 	for {
-		m.fresh(m.daemon.device.Stats())
+		m.look()
+		m.askAgain(ctx)
 		select {
 		case <-ctx.Done():
-			m.fresh(m.daemon.device.Stats())
+			m.look()
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// look notes whether the volume was written to.
+func (m *monitor) look() {
+	if m.freshness != nil {
+		m.fresh(m.daemon.device.Stats())
 	}
 }
 
@@ -82,11 +88,15 @@ func (m *monitor) fresh(s volume.Stats) freshTimes {
 }
 
 // snapshotBegins counts a snapshot of the volume that is being made; the caller calls
-// ended when it is, or is not to be.
+// ended when it is, or is not to be. One that is refused because another is being made has
+// not failed.
 func (m *monitor) snapshotBegins() (ended func(error)) {
 	m.making.Add(1)
 	return func(err error) {
 		m.making.Add(-1)
+		if errors.Is(err, volume.ErrBusy) {
+			return
+		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.lastFail = err
@@ -120,10 +130,10 @@ func (m *monitor) Collect(ch chan<- prometheus.Metric) {
 			ch <- f.counter(deviceOpBytes, float64(c.bytes.Load()), op.String())
 		}
 	}
-	progress := d.hydrator.Progress()
 	f.oneOf(ch, hydrationState, hydrationStates(), d.status().State)
-	ch <- f.counter(hydrationBytes, float64(progress.FetchedBytes))
-	ch <- f.counter(hydrationErrors, float64(progress.Errors))
+	fetched, failed := d.background()
+	ch <- f.counter(hydrationBytes, float64(fetched))
+	ch <- f.counter(hydrationErrors, float64(failed))
 	f.collectDemand(ch, stats)
 	if m.freshness != nil {
 		m.collectSnapshots(ch, stats)
@@ -137,6 +147,18 @@ func (m *monitor) Collect(ch chan<- prometheus.Metric) {
 		ch <- f.counter(cacheEvictions, float64(usage.Evictions))
 		ch <- f.counter(cacheEvicted, float64(usage.Evicted))
 	}
+}
+
+// background counts what was fetched in the background, in stored bytes, and how often
+// that failed: by the replay of a trace, and by the hydrator after it.
+func (d *daemon) background() (fetched, failed int64) {
+	for _, h := range []*hydrate.Hydrator{d.replay, d.hydrator} {
+		if h != nil {
+			p := h.Progress()
+			fetched, failed = fetched+p.FetchedBytes, failed+p.Errors
+		}
+	}
+	return fetched, failed
 }
 
 // collectDaemon hands out what each daemon tells of itself.

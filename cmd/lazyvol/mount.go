@@ -38,7 +38,7 @@ type mountFlags struct {
 	// What 'attach --foreground' does on top of a mount that can be used, before
 	// anybody is told of it; it returns what is shown to people. And how it is undone.
 	up   func(context.Context) (string, error)
-	down func(*slog.Logger)
+	down func(*slog.Logger) error
 }
 
 func (f *mountFlags) register(c *cobra.Command) {
@@ -117,6 +117,7 @@ What is written to a volume is only on this host until 'lazyvol snapshot create'
 				return err
 			}
 			if f.foreground {
+				a.flushOwn()
 				return a.mountHere(c.Context(), args[0], dir, &f)
 			}
 			_, err = a.spawnMount(c.Context(), args[0], dir, &f)
@@ -136,10 +137,11 @@ func (a *app) spawnMount(ctx context.Context, target, dir string, f *mountFlags)
 	return a.spawn(ctx, append(args, target, dir))
 }
 
-// globalArgs are the global flags as a command line has them.
+// globalArgs are the global flags as the command line of a background process has them;
+// backgroundEnv has the rest.
 func (a *app) globalArgs() []string {
 	args := []string{"--state=" + a.state}
-	if a.memory != defaultMemory {
+	if a.memoryGiven {
 		args = append(args, fmt.Sprintf("--memory=%d", a.memory))
 	}
 	if a.storeURL != "" {
@@ -156,9 +158,6 @@ func (a *app) globalArgs() []string {
 	}
 	if a.logging.format != logText {
 		args = append(args, "--log-format="+string(a.logging.format))
-	}
-	if a.onEvent != "" {
-		args = append(args, "--on-event="+a.onEvent)
 	}
 	return args
 }
@@ -180,11 +179,16 @@ func (a *app) mountHere(ctx context.Context, target, dir string, f *mountFlags) 
 	return ready.failed(err)
 }
 
-// becomeDaemon makes this process one that will serve a mount on dir.
-func (a *app) becomeDaemon(dir string) (*slog.Logger, *readiness, error) {
+// flushOwn makes this process an I/O flusher, by which it begins anew: it comes before all
+// else.
+func (a *app) flushOwn() {
 	if err := becomeFlusher(prctl, unix.Exec); err != nil {
 		a.log().Debug("the kernel may make the daemon wait for what only it can write", "error", err)
 	}
+}
+
+// becomeDaemon makes this process, after flushOwn, one that will serve a mount on dir.
+func (a *app) becomeDaemon(dir string) (*slog.Logger, *readiness, error) {
 	addSpareProcs()
 	ready, err := newReadiness()
 	if err != nil {
@@ -320,10 +324,10 @@ func (a *app) settleFirst(ctx context.Context, v *volume.Volume) (settled bool, 
 	case err == nil:
 		return true, nil
 	case errors.Is(err, snapshot.ErrNotFound):
-		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+		a.warning("%v", err)
 		return true, nil // as far as it can be
 	case isAny(err, blockstore.ErrUnavailable, context.DeadlineExceeded) && ctx.Err() == nil:
-		fmt.Fprintf(a.stderr, "lazyvol: warning: the store does not answer; reads of what is not cached will wait for it: %v\n", err)
+		a.warning("the store does not answer; reads of what is not cached will wait for it: %v", err)
 		return false, nil
 	}
 	return false, errors.Join(err, v.Close())

@@ -1,16 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/fs"
 )
@@ -113,20 +115,24 @@ func (d *daemon) alive(ctx context.Context) error {
 	if _, err := askStatus(ctx, d.dir); err != nil {
 		return err
 	}
-	// Not os.ReadFile: the poller must not wait, in this process, for this process.
-	fd, err := unix.Open(filepath.Join(d.mountpoint, fs.StatusName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ENOTCONN { // out of sight, or about to end
+	err := readByOther(ctx, filepath.Join(d.mountpoint, fs.StatusName))
+	if err == nil {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("open the status: %w", err)
+	on, _, look := fs.MountedOn(d.mountpoint)
+	if errors.Is(look, os.ErrNotExist) || look == nil && on.ID() != d.id { // out of sight
+		return nil
 	}
-	_, err = unix.Pread(fd, make([]byte, 1), 0)
-	if closed := unix.Close(fd); err == nil {
-		err = closed
-	}
-	if err != nil {
-		return fmt.Errorf("read the status: %w", err)
+	return fmt.Errorf("read the status: %w", err)
+}
+
+// readByOther has another process read a file of our own mount. A thread of ours that
+// waited for our own answer could not be killed, and we not be started anew: the kernel
+// gives a mount up only when its daemon is gone with all threads.
+func readByOther(ctx context.Context, file string) error {
+	c := exec.CommandContext(ctx, "head", "-c", "1", file)
+	if said, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(said))
 	}
 	return nil
 }

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // supervised runs keepTelling in a bubble for a time, and returns when the watchdog was
@@ -114,5 +118,25 @@ func TestSystemdIsAskedOnlyInTheForeground(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	if n := newNotifier(false, log); n.send != nil {
 		t.Errorf("without a supervisor: %+v", n)
+	}
+}
+
+// What reads our own mount is another process: as long as it waits for our answer it may
+// hang, and we may still be killed.
+func TestOurMountIsReadByAProcessThatCanBeLeft(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "status.json")
+	if err := readByOther(t.Context(), file); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("not there: %v", err)
+	}
+	if err := unix.Mkfifo(file, 0o600); err != nil { // nobody answers
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := readByOther(ctx, file); err == nil || ctx.Err() == nil {
+		t.Errorf("hanging: %v, %v", err, ctx.Err())
+	}
+	if err := errors.Join(os.Remove(file), os.WriteFile(file, []byte("{}"), 0o600), readByOther(t.Context(), file)); err != nil {
+		t.Error(err)
 	}
 }

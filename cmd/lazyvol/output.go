@@ -6,6 +6,8 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/dustin/go-humanize"
 )
@@ -47,3 +49,28 @@ func (b *byteSize) Type() string { return "size" }
 
 // sortedKeys returns a map's keys in order.
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// oneLine returns text with a space for each character that would do more than be shown:
+// break the line, command the terminal, or turn the order of what is around it.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// printable is oneLine for text of several lines.
+func printable(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = oneLine(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// warning tells a person of something that does not keep the command from going on.
+func (a *app) warning(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "lazyvol: warning: %s\n", printable(fmt.Sprintf(format, args...)))
+}

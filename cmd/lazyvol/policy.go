@@ -70,7 +70,7 @@ func (a *app) printPolicy(policy manifest.Policy, asJSON bool) error {
 		if r.Tag != "" {
 			what = r.Tag + "=" + cmp.Or(r.Value, "*")
 		}
-		fmt.Fprintf(w, "retain deleted:\t%s\t%s\n", what, formatRetention(time.Duration(r.Seconds)*time.Second))
+		fmt.Fprintf(w, "retain deleted:\t%s\t%s\n", oneLine(what), formatRetention(time.Duration(r.Seconds)*time.Second))
 	}
 	if len(policy.Retain) == 0 {
 		fmt.Fprintf(w, "retain deleted:\tnone\n")
@@ -178,6 +178,6 @@ func (a *app) warnVersioned(ctx context.Context, objects blockstore.Store) {
 	case err != nil:
 		a.log().Debug("could not find out whether the bucket is versioned", "error", err)
 	case versioned:
-		fmt.Fprintf(a.stderr, "lazyvol: warning: the bucket of %s is versioned: what is deleted or replaced frees nothing until its old versions expire (give it a lifecycle rule for noncurrent versions)\n", objects)
+		a.warning("the bucket of %s is versioned: what is deleted or replaced frees nothing until its old versions expire (give it a lifecycle rule for noncurrent versions)", objects)
 	}
 }

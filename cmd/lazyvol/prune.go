@@ -122,7 +122,7 @@ func (a *app) printVerdicts(verdicts []snapshot.Judgement) error {
 		if volume == "" {
 			volume = imageVolume
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.ID, volume, v.Start.Local().Format(time.DateTime), what, why, v.Description.Description)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.ID, volume, v.Start.Local().Format(time.DateTime), what, why, oneLine(v.Description.Description))
 	}
 	return w.Flush()
 }

@@ -37,6 +37,7 @@ type session struct {
 	PID        int                 `json:"pid"`
 
 	dir   string
+	began time.Time // of those that were found: when the record was written
 	lock  io.Closer
 	store *snapshot.Store
 }
@@ -61,7 +62,7 @@ func (a *app) beginSession(ctx context.Context, store *snapshot.Store, id manife
 		return nil, nil, err
 	}
 	if !img.Pinned {
-		fmt.Fprintf(a.stderr, "lazyvol: warning: %s is not pinned, as these credentials may not write: if it is deleted meanwhile, reads fail\n", id)
+		a.warning("%s is not pinned, as these credentials may not write: if it is deleted meanwhile, reads fail", id)
 	}
 	return s, img, nil
 }
@@ -149,9 +150,13 @@ func (a *app) sessions() ([]*session, error) {
 	var found []*session
 	for _, e := range entries {
 		s := &session{dir: filepath.Join(volume.SessionsDir(a.state), e.Name())}
-		data, err := vfs.ReadFile(vfs.OS(), filepath.Join(s.dir, recordName), 1<<16)
+		record := filepath.Join(s.dir, recordName)
+		data, err := vfs.ReadFile(vfs.OS(), record, 1<<16)
 		if err != nil || json.Unmarshal(data, s) != nil || !isSessionID(s.ID) {
 			continue // just begun, or just ended
+		}
+		if info, err := os.Stat(record); err == nil {
+			s.began = info.ModTime()
 		}
 		found = append(found, s)
 	}

@@ -123,7 +123,7 @@ func newCoordinator(a *app, store remote, request setRequest) *coordinator {
 func (c *coordinator) make(ctx context.Context, records []volume.Record, f *createFlags, ready *readiness) error {
 	err := c.gather(ctx, records)
 	if err == nil {
-		err = c.cut(ctx, f.freeze)
+		err = c.cut(ctx, f)
 	}
 	if err != nil {
 		return errors.Join(err, c.finish(ctx)) // the store has heard nothing yet
@@ -272,8 +272,8 @@ func (c *coordinator) order(ctx context.Context, do string) error {
 const holdPatience = 5 * time.Second
 
 // cut cuts all volumes at one moment, with filesystems frozen.
-func (c *coordinator) cut(ctx context.Context, filesystems []string) (err error) {
-	thaw, err := c.app.freezeAll(filesystems)
+func (c *coordinator) cut(ctx context.Context, f *createFlags) (err error) {
+	thaw, err := c.app.freezeAll(f)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 	if f := fileOf(a.stderr); f != nil {
 		c.Stderr = f // which it keeps when we have ended
 	}
-	c.Env = append(os.Environ(), readyEnv+"=3")
+	c.Env = append(a.backgroundEnv(), readyEnv+"=3")
 	c.ExtraFiles = []*os.File{w}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := c.Start(); err != nil {
@@ -91,6 +91,10 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 	}
 	return rep.Result, c.Process.Release()
 }
+
+// backgroundEnv is the environment of a background process. What may hold a secret is
+// here and not on its command line, which each user of the host can read.
+func (a *app) backgroundEnv() []string { return append(os.Environ(), onEventEnv+"="+a.onEvent) }
 
 // readiness is a background process's way to its starter.
 type readiness struct {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/fs"
 	"github.com/lazyvol/lazyvol/hydrate"
@@ -141,7 +142,7 @@ Colours are left out if NO_COLOR is set.`,
 				}
 				return a.watch(c.Context(), strings.Join(args, ""), interval, asJSON)
 			}
-			if c.Flags().Changed("interval") {
+			if a.givenHere(c, "interval") {
 				return combinationError{errors.New("--interval goes with --watch")}
 			}
 			return a.printStatus(c.Context(), a.stdout, args, asJSON)
@@ -201,15 +202,15 @@ func statusTable(w io.Writer, all []statusJSON) error {
 			root = s.Root
 		}
 		unsaved = unsaved || s.DirtyBytes > 0
-		fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.State, size(s.HydratedBytes), size(s.TotalBytes),
-			size(s.DirtyBytes), rate, eta, size(s.Size), root, cmp.Or(s.place(), "-"))
+		fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s\t%s\t%s\t%s\t%s\n", oneLine(s.ID), oneLine(s.State), size(s.HydratedBytes), size(s.TotalBytes),
+			size(s.DirtyBytes), rate, eta, size(s.Size), oneLine(root), cmp.Or(oneLine(s.place()), "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	for _, s := range all {
 		for _, e := range s.Errors {
-			fmt.Fprintf(w, "%s: %s\n", s.ID, e)
+			fmt.Fprintf(w, "%s: %s\n", oneLine(s.ID), oneLine(e))
 		}
 	}
 	if unsaved {
@@ -264,14 +265,21 @@ func (a *app) statusUnmounted(ctx context.Context, id manifest.VolumeID) (status
 	return s, v.Close()
 }
 
+// maxStatus bounds what a status may be, in bytes.
+const maxStatus = 1 << 20
+
 // statusOfMount reads the status.json of a mountpoint.
 func statusOfMount(dir string) (statusJSON, error) {
 	var s statusJSON
-	data, err := os.ReadFile(filepath.Join(dir, fs.StatusName))
-	if err != nil {
+	f, err := os.Open(filepath.Join(dir, fs.StatusName))
+	if isAny(err, unix.ENOENT, unix.ENOTDIR) {
 		return s, codedError{fmt.Sprintf("%s is neither a volume nor a mountpoint of lazyvol: %v", dir, err), exitNotFound}
 	}
-	if err := json.Unmarshal(data, &s); err != nil {
+	if err == nil {
+		defer f.Close() // nothing was written
+		err = json.NewDecoder(io.LimitReader(f, maxStatus)).Decode(&s)
+	}
+	if err != nil {
 		return s, fmt.Errorf("read the status in %s: %w", dir, err)
 	}
 	return s, nil
@@ -286,7 +294,7 @@ func askStatus(ctx context.Context, dir string) (statusJSON, error) {
 		return s, err
 	}
 	defer body.Close()
-	if err := json.NewDecoder(io.LimitReader(body, 1<<20)).Decode(&s); err != nil {
+	if err := json.NewDecoder(io.LimitReader(body, maxStatus)).Decode(&s); err != nil {
 		return s, fmt.Errorf("read the daemon's status: %w", err)
 	}
 	return s, nil
@@ -305,7 +313,7 @@ func (a *app) statusOfAll(ctx context.Context) ([]statusJSON, error) {
 		return nil, err
 	}
 	for _, err := range s.failed {
-		fmt.Fprintf(a.stderr, "lazyvol: warning: %v\n", err)
+		a.warning("%v", err)
 	}
 	all := []statusJSON{}
 	for _, r := range s.rows {

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -233,15 +232,4 @@ func drawNode(w io.Writer, n *treeNode, branch string, frees map[manifest.Snapsh
 		name = strings.TrimSpace(name + " (parent " + n.Parent.String() + " is not listed)")
 	}
 	fmt.Fprintln(w, strings.TrimRight(strings.Join(append(cells, name), "\t"), "\t"))
-}
-
-// oneLine returns text with a space for each control character, that would
-// otherwise break the line or command the terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }

@@ -139,7 +139,7 @@ func (a *app) printReport(r *snapshot.Report, how snapshot.Check) error {
 		fmt.Fprintf(a.stdout, "%s %s\n", v.Snapshot, verdict)
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintln(a.stderr, f)
+		fmt.Fprintln(a.stderr, printable(fmt.Sprint(f)))
 	}
 	w := tabwriter.NewWriter(a.stderr, 0, 4, 2, ' ', 0)
 	row := func(name, format string, args ...any) {

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lazyvol/lazyvol/hydrate"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
@@ -76,7 +74,7 @@ func (a *app) ask(ctx context.Context, s subject, known *statusJSON) reading {
 	switch {
 	case err == nil:
 		return reading{statusJSON: a.withFilesystems(status)}
-	case errors.Is(err, unix.EAGAIN), !errors.Is(err, errNoDaemon): // the former: too many wait for it already
+	case !errors.Is(err, errNoDaemon):
 		status = statusJSON{ID: s.id, State: silentState, Mountpoint: s.mountpoint, Errors: []string{err.Error()}}
 		return reading{statusJSON: status, silent: true}
 	case !s.volume:

@@ -1,0 +1,163 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Two loop devices on one volume have two page caches: a filesystem mounted from both
+// is soon damaged.
+func TestAttachesAtOnceGetOneDevice(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	served := h.mount(vol)
+	for range 6 {
+		var attaching sync.WaitGroup
+		results := make([]result, 24)
+		for i := range results {
+			attaching.Go(func() { results[i] = h.run("attach", vol) })
+		}
+		attaching.Wait()
+		for _, r := range results {
+			if r.code != 0 || r.stdout != results[0].stdout {
+				t.Errorf("%s\nwant exit 0, and the device of the others: %s", r, results[0].stdout)
+			}
+		}
+		if loops, err := loopDevicesUnder(h.dir); err != nil || len(loops) != 1 {
+			t.Fatalf("attached are %v, %v", loops, err)
+		}
+		h.ok("detach", vol)
+	}
+	served.unmount()
+	h.wantNothingAttached()
+}
+
+// What hides the filesystem that attach mounted is not unmounted in its place.
+func TestDetachLeavesWhatIsMountedOverItsFilesystem(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	device, dir := h.attachMount(vol)
+	keep(t, dir, "file", []byte("kept"))
+	if err := unix.Mount("over", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, dir, "theirs", []byte("kept too"))
+	h.fails(4, []string{dir, "over"}, "detach", vol)
+	h.fails(4, []string{dir, "over"}, "detach", device)
+	wantFile(t, dir, "theirs", []byte("kept too"))
+	h.fails(4, []string{dir, "over"}, "snapshot", "create", "--freeze-mounted", vol)
+
+	h.attached(vol).kill()
+	h.fails(4, []string{dir, "over"}, "attach", vol)
+	wantFile(t, dir, "theirs", []byte("kept too"))
+	umount(t, dir)
+	h.ok("attach", vol)
+	wantFile(t, dir, "file", []byte("kept"))
+	h.ok("detach", vol)
+	h.wantNothingAttached()
+}
+
+// An old snapshot may have programs with a set-user-id bit and a hole, or be somebody
+// else's.
+func TestSnapshotIsMountedWithoutPrivileges(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	snap := h.ok("snapshot", "create", vol)
+	_, dir := h.attachMount(snap)
+	if _, options := mountedAs(t, dir); !strings.HasPrefix(options, "ro,nosuid,nodev,") {
+		t.Errorf("it is mounted with %s", options)
+	}
+	h.ok("detach", dir)
+	_, dir = h.attachMount(snap, "--mount-options", "suid,dev")
+	if _, options := mountedAs(t, dir); strings.Contains(options, "nosuid") || strings.Contains(options, "nodev") {
+		t.Errorf("asked for both, it is mounted with %s", options)
+	}
+	h.ok("detach", dir)
+	h.wantNothingAttached()
+}
+
+// Linux cannot freeze squashfs, vfat, exfat and what FUSE serves. That must not keep a
+// timer from making snapshots.
+func TestFilesystemThatCannotBeFrozenIsSnapshotted(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.ok("volume", "create", "--size", "8MiB")
+	files := t.TempDir()
+	keep(t, files, "file", []byte("packed"))
+	tool(t, "mksquashfs", files, h.attach(vol), "-noappend", "-quiet", "-no-progress")
+	dir := h.mountDir()
+	h.ok("attach", "--mount", dir, vol)
+	r := h.run("snapshot", "create", "--freeze-mounted", vol)
+	if r.code != 0 || !strings.Contains(r.stderr, dir+" cannot be frozen") {
+		t.Fatalf("%s\nwant exit 0 and a warning", r)
+	}
+	_, old := h.attachMount(strings.TrimSpace(r.stdout))
+	wantFile(t, old, "file", []byte("packed"))
+	h.ok("detach", old)
+	h.fails(1, []string{dir, "not supported"}, "snapshot", "create", "--freeze", dir, vol)
+	h.ok("detach", dir)
+	h.wantNothingAttached()
+}
+
+// What a supervisor starts anew mounts again all that was mounted, not only what its
+// own command line says.
+func TestForegroundAttachMountsAgainWhatWasMounted(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	dirs := []string{h.mountDir(), h.mountDir()}
+	daemon := h.begin("attach", "--foreground", "--mount", dirs[0], vol)
+	waitFor(t, "it is mounted", commandTimeout, func() bool { return isMountpoint(t, dirs[0]) })
+	h.ok("attach", "--mount", dirs[1], vol)
+	keep(t, dirs[1], "file", []byte("kept"))
+	daemon.signal(syscall.SIGKILL)
+	if r := daemon.wait(); r.code != -1 {
+		t.Error(r)
+	}
+	daemon = h.begin("attach", "--foreground", "--mount", dirs[0], vol)
+	fuse := filepath.Join(h.state, "attached", vol, "status.json")
+	waitFor(t, "it is served again", commandTimeout, func() bool { _, err := os.Stat(fuse); return err == nil })
+	h.ok("attach", vol) // when the other one has done so
+	wantFile(t, dirs[1], "file", []byte("kept"))
+	daemon.signal(syscall.SIGTERM)
+	if r := daemon.wait(); r.code != 0 {
+		t.Error(r)
+	}
+	h.wantNothingAttached()
+}
+
+// Any user may have FUSE say that what they mounted is from a device. That must neither
+// be frozen nor keep a device from being detached.
+func TestWhatAUserSaysIsMountedFromADeviceIsNotBelieved(t *testing.T) {
+	// Not in parallel: mkfs.btrfs looks at all mounts, and fails at this one.
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	device, dir := h.attachMount(vol)
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := h.mountDir()
+	if err := unix.Mount(device, said, "fuse.theirs", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(fd); err != nil { // nobody answers
+		t.Fatal(err)
+	}
+	h.ok("snapshot", "create", "--freeze-mounted", vol)
+	h.ok("detach", dir)
+	if err := unix.Unmount(said, 0); err != nil {
+		t.Error(err)
+	}
+	h.wantNothingAttached()
+}

@@ -131,6 +131,16 @@ func timed(t testing.TB, name string, args ...string) {
 	tool(t, "timeout", append([]string{"60", name}, args...)...)
 }
 
+// endLoad ends a fio, and what it started, whose disk is gone. xfs tries to write
+// metadata again for as long as it is mounted, and may keep it waiting for good.
+func endLoad(load *exec.Cmd) {
+	group := -load.Process.Pid
+	_ = syscall.Kill(group, syscall.SIGTERM) // fails only if it has ended
+	patience := time.AfterFunc(10*time.Second, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
+	defer patience.Stop()
+	_ = load.Wait() // it fails
+}
+
 // A filesystem on a volume whose daemon is killed is, after its journal was
 // replayed, whole, and holds what was synced.
 func TestKilledDaemonUnderAFilesystemKeepsWhatWasSynced(t *testing.T) {
@@ -148,6 +158,7 @@ func TestKilledDaemonUnderAFilesystemKeepsWhatWasSynced(t *testing.T) {
 				dir := mountFS(t, device, "rw")
 				journal := startJournal(t, filepath.Join(dir, "journal"), logged)
 				load := exec.Command("fio", "--name=load", "--directory="+dir, "--size=16M", "--rw=randwrite", "--bs=16k", "--fsync=16", "--runtime=20", "--time_based", "--minimal")
+				load.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 				if err := load.Start(); err != nil {
 					t.Fatal(err)
 				}
@@ -159,8 +170,7 @@ func TestKilledDaemonUnderAFilesystemKeepsWhatWasSynced(t *testing.T) {
 				}
 				h.attached(vol).kill()
 				logged = journal.end()
-				_ = load.Process.Signal(syscall.SIGTERM) // the filesystem may keep it waiting
-				_ = load.Wait()                          // it fails
+				endLoad(load)
 				if create != nil {
 					create.wait()
 				}

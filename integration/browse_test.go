@@ -385,14 +385,7 @@ func TestKilledBrowseIsRecovered(t *testing.T) {
 
 func TestOrdinaryUserBrowsesThroughFusermount(t *testing.T) {
 	t.Parallel()
-	const user = 65534 // nobody: fusermount3 wants a user with a name
-	h := newHost(t, nil)
-	h.dir = publicDir(t)
-	if err := os.Chown(h.dir, user, user); err != nil {
-		t.Fatal(err)
-	}
-	h.state = filepath.Join(h.dir, "state")
-	h.user = &syscall.Credential{Uid: user, Gid: user}
+	h := newUserHost(t)
 	disk := diskBytes(1, 5*mib)
 	snap := h.ok("snapshot", "create", writeImage(t, filepath.Join(h.dir, "disk.img"), disk))
 	b := h.browse()
@@ -411,7 +404,7 @@ func TestOthersBrowseOnRequestOnly(t *testing.T) {
 	h := newHost(t, newDirStore(t))
 	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
 	b := h.browseOn(publicDir(t), "--allow-other", "--uid=61234", "--gid=61235")
-	err := asUser(65534, func() error {
+	err := asUser(nobody, func() error {
 		f, err := os.Open(b.path(snap))
 		if err != nil {
 			return err

@@ -124,7 +124,7 @@ func TestDoctorFindsWhatIsWrongWithTheStateDirectory(t *testing.T) {
 	}
 	h.finds(map[string]string{"state": "warning: user 4711"})
 	user := *h
-	user.user = &syscall.Credential{Uid: 65534, Gid: 65534}
+	user.user = &syscall.Credential{Uid: nobody, Gid: nobody}
 	user.dir = "/" // which it may enter
 	user.finds(map[string]string{"state": "failed: ", "filesystem": "failed: ", "volumes": "failed: ", "sessions": "failed: ", "space": "failed: ",
 		"fusermount3": "ok: setuid", "loop": "skipped: ", "credentials": "failed: rights to the folder", "writes": "skipped: "})

@@ -253,20 +253,13 @@ func TestShreddedLineageIsGoneForGood(t *testing.T) {
 
 func TestNobodyLooksIntoADaemonThatHasAKey(t *testing.T) {
 	t.Parallel()
-	const user = 65534 // nobody: fusermount3 wants a user with a name
-	h := newHost(t, nil)
-	h.dir = publicDir(t)
-	if err := os.Chown(h.dir, user, user); err != nil {
-		t.Fatal(err)
-	}
-	h.state = filepath.Join(h.dir, "state")
-	h.user = &syscall.Credential{Uid: user, Gid: user}
+	h := newUserHost(t)
 	key := h.ok("key", "generate", filepath.Join(h.dir, "key"))
 	image := writeImage(t, filepath.Join(h.dir, "disk.img"), markedDisk(4*mib))
 	for _, test := range []struct {
 		snap  string
 		owner uint32 // of what others of the same user may look into
-	}{{h.ok("snapshot", "create", image), user}, {h.ok("snapshot", "create", "--key", key, image), 0}} {
+	}{{h.ok("snapshot", "create", image), nobody}, {h.ok("snapshot", "create", "--key", key, image), 0}} {
 		m := h.mount(test.snap)
 		info, err := os.Stat(fmt.Sprintf("/proc/%d/mem", m.pid))
 		if err != nil {

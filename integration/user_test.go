@@ -29,6 +29,22 @@ func asUser(id uint32, fn func() error) error {
 	return <-failed
 }
 
+// nobody is an ordinary user: fusermount3 wants one with a name.
+const nobody = 65534
+
+// newUserHost returns a host on which nobody runs lazyvol, in a directory of theirs.
+func newUserHost(t testing.TB) *host {
+	t.Helper()
+	h := newHost(t, nil)
+	h.dir = publicDir(t)
+	if err := os.Chown(h.dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	h.state = filepath.Join(h.dir, "state")
+	h.user = &syscall.Credential{Uid: nobody, Gid: nobody}
+	return h
+}
+
 // publicDir returns a new directory that any user may enter. What t.TempDir
 // returns lies below one that is root's alone.
 func publicDir(t testing.TB) string {
@@ -50,14 +66,7 @@ func publicDir(t testing.TB) string {
 
 func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
 	t.Parallel()
-	const user = 65534 // nobody: fusermount3 wants a user with a name
-	h := newHost(t, nil)
-	h.dir = publicDir(t)
-	if err := os.Chown(h.dir, user, user); err != nil {
-		t.Fatal(err)
-	}
-	h.state = filepath.Join(h.dir, "state")
-	h.user = &syscall.Credential{Uid: user, Gid: user}
+	h := newUserHost(t)
 
 	disk := diskBytes(1, 9*mib)
 	snap := h.ok("snapshot", "create", writeImage(t, filepath.Join(h.dir, "disk.img"), disk))

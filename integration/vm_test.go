@@ -19,9 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The user that qemu runs as.
-const nobody = 65534
-
 // bootPatience bounds one boot, from the start of qemu to its end. It takes some 20
 // seconds, all of them on one core: there is no KVM where these tests must run.
 const bootPatience = 4 * time.Minute

@@ -39,8 +39,9 @@ const (
 // A storeExam is the examination of the store that the command line names. What the
 // first requests tell is shared by its checks.
 type storeExam struct {
-	url   string
-	first func() storeFacts
+	url    string
+	first  func() storeFacts
+	bucket func() bucketFacts // after first, if its facts are usable
 }
 
 // storeFacts are what the first requests told.
@@ -63,6 +64,11 @@ func newStoreExam(a *app) *storeExam {
 		ctx, cancel := context.WithTimeout(context.Background(), reachTime)
 		defer cancel()
 		return gatherStore(ctx, s.url, isDefault)
+	})
+	s.bucket = sync.OnceValue(func() bucketFacts {
+		ctx, cancel := context.WithTimeout(context.Background(), storeCheckTime-reachTime)
+		defer cancel()
+		return gatherBucket(ctx, s.first().objects)
 	})
 	return s
 }
@@ -286,12 +292,12 @@ func gatherBucket(ctx context.Context, objects blockstore.Store) (f bucketFacts)
 	return f
 }
 
-func (s *storeExam) versions(ctx context.Context) finding {
+func (s *storeExam) versions(context.Context) finding {
 	f := s.first()
 	if !f.usable() {
 		return f.unusable()
 	}
-	return judgeVersions(gatherBucket(ctx, f.objects))
+	return judgeVersions(s.bucket())
 }
 
 func judgeVersions(f bucketFacts) finding {
@@ -309,12 +315,12 @@ func judgeVersions(f bucketFacts) finding {
 	return fine("the bucket keeps no old versions")
 }
 
-func (s *storeExam) lifecycle(ctx context.Context) finding {
+func (s *storeExam) lifecycle(context.Context) finding {
 	f := s.first()
 	if !f.usable() {
 		return f.unusable()
 	}
-	return judgeLifecycle(gatherBucket(ctx, f.objects))
+	return judgeLifecycle(s.bucket())
 }
 
 func judgeLifecycle(f bucketFacts) finding {

@@ -110,7 +110,7 @@ func TestDoctorJudgesWrites(t *testing.T) {
 func TestDoctorJudgesBucketsAndKeys(t *testing.T) {
 	old := blockstore.Lifecycle{ExpiresOld: true}
 	harm := blockstore.Lifecycle{Harms: []string{`rule "tidy" deletes objects after 30 days`}}
-	asked := errors.New("not implemented")
+	asked := errors.New("501 from a server that cannot tell")
 	checkJudged(t, map[string]judged{
 		"plain":             {judgeVersions(bucketFacts{}), levelOK, "no old versions"},
 		"versioned":         {judgeVersions(bucketFacts{versioned: true}), levelWarning, "never expire"},

@@ -3,10 +3,12 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,9 +31,24 @@ func (h *host) newMountable(name string) (vol string) {
 	f := mountable[name]
 	vol = h.ok("volume", "create", "--size", f.size)
 	device := h.attach(vol)
-	tool(h.t, f.mkfs[0], append(f.mkfs[1:], device)...)
+	makeFilesystem(h.t, append(f.mkfs, device)...)
 	h.ok("detach", device)
 	return vol
+}
+
+// makeFilesystem runs a mkfs. That of btrfs looks at the backing file of every loop
+// device that is mounted, and fails while another test has killed a daemon under one.
+func makeFilesystem(t testing.TB, mkfs ...string) {
+	t.Helper()
+	for end := time.Now().Add(commandTimeout); ; time.Sleep(100 * time.Millisecond) {
+		out, err := exec.Command(mkfs[0], mkfs[1:]...).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if !strings.Contains(string(out), "cannot check mount status") || time.Now().After(end) {
+			t.Fatalf("%s: %v\n%s", strings.Join(mkfs, " "), err, out)
+		}
+	}
 }
 
 // attachMount attaches a snapshot or volume and mounts the filesystem in it on a new

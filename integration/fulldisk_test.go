@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,9 +49,19 @@ const patience = 2 * time.Minute
 
 // diskUse returns the space that the files in a folder take, and in its folders.
 // Some may come and go meanwhile.
-func diskUse(t testing.TB, dir string) int64 {
+func diskUse(t testing.TB, dir string) (total int64) {
 	t.Helper()
-	total := int64(0)
+	for _, n := range fileSizes(t, dir) {
+		total += n
+	}
+	return total
+}
+
+// fileSizes returns the space that each file in a folder takes, and in its folders.
+// Some may come and go meanwhile.
+func fileSizes(t testing.TB, dir string) map[string]int64 {
+	t.Helper()
+	sizes := map[string]int64{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		var st syscall.Stat_t
 		if err == nil {
@@ -60,14 +71,14 @@ func diskUse(t testing.TB, dir string) int64 {
 			return nil
 		}
 		if st.Mode&syscall.S_IFMT == syscall.S_IFREG {
-			total += st.Blocks * 512
+			sizes[path] = st.Blocks * 512
 		}
 		return err
 	})
 	if err != nil {
 		t.Error(err)
 	}
-	return total
+	return sizes
 }
 
 // bases is the folder of the host's bases.
@@ -79,9 +90,12 @@ func (h *host) watchBases() (most func() int64) {
 	stop, result := make(chan struct{}), make(chan int64)
 	go func() {
 		for most := int64(0); ; time.Sleep(5 * time.Millisecond) {
-			most = max(most, diskUse(h.t, h.bases()))
+			most = max(most, h.basesAtOnce())
 			select {
 			case <-stop:
+				if most == 0 {
+					h.t.Error("the bases were never found to be the same twice")
+				}
 				result <- most
 				return
 			default:
@@ -92,6 +106,23 @@ func (h *host) watchBases() (most func() int64) {
 		close(stop)
 		return <-result
 	}
+}
+
+// basesAtOnce returns the space that all bases took at one time, or 0. Looking twice
+// and finding the same tells that: what is evicted from one file while another one
+// gets it, between the looks at the two, would count for both.
+func (h *host) basesAtOnce() (total int64) {
+	for last, tries := fileSizes(h.t, h.bases()), 0; tries < 100; tries++ {
+		now := fileSizes(h.t, h.bases())
+		if maps.Equal(last, now) {
+			for _, n := range now {
+				total += n
+			}
+			return total
+		}
+		last = now
+	}
+	return 0
 }
 
 // limitSlack is by how much a host may be over its limit for each daemon: a

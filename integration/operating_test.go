@@ -288,6 +288,9 @@ func TestAHungDaemonHangsNobody(t *testing.T) {
 		wantMetric(t, text, 1, "lazyvol_daemon_up", `mountpoint="`+other.dir+`"`)
 	})
 	asking.Go(func() { h.wantHealth("", "failed", "daemon", "mount") })
+	for _, args := range [][]string{{"status", hung.dir}, {"unmount", hung.dir}} {
+		asking.Go(func() { h.fails(1, []string{"hangs"}, args...) })
+	}
 	asking.Go(func() {
 		if status, body := e.get("/metrics"); status != http.StatusOK || !strings.Contains(body, `lazyvol_daemon_up{id="`+snap+`",mountpoint="`+hung.dir+`"} 0`) {
 			t.Errorf("%d: %.2000s", status, body)

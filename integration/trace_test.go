@@ -57,6 +57,33 @@ func TestTraceLetsAnotherHostReadWithoutWaiting(t *testing.T) {
 	}
 }
 
+// A machine's disk is snapshotted night after night; what an earlier one of its
+// lineage was traced to read serves those after it.
+func TestTraceServesItsWholeLineage(t *testing.T) {
+	t.Parallel()
+	s := newDirStore(t)
+	h := newHost(t, s)
+	_, snap, order := h.traced(64)
+	vol := h.ok("volume", "create", "--snapshot", snap)
+	for i := range 2 {
+		m := h.mount(vol, "--no-hydrate")
+		m.write(randomBytes(uint64(i), 4*kib), int64(i)*mib)
+		m.unmount()
+		snap = h.ok("snapshot", "create", vol)
+	}
+	h.ok("snapshot", "create", h.image(randomBytes(2, mib))) // another lineage
+	other := newHost(t, s)
+	for _, target := range []string{snap, other.ok("volume", "create", "--snapshot", snap)} {
+		m := other.mount(target, "--no-hydrate", "--trace", "boot")
+		waitFor(t, "the trace is fetched", 20*time.Second, func() bool { return m.status().HydratedBytes >= int64(len(order))*512*kib })
+		m.touch(order)
+		if st := m.status(); st.DemandFetches != 0 {
+			t.Errorf("%s: %+v", target, st)
+		}
+		m.unmount()
+	}
+}
+
 func TestTraceComesBeforeHydration(t *testing.T) {
 	t.Parallel()
 	s := newDirStore(t)

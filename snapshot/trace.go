@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/crypt"
@@ -71,6 +73,26 @@ func (s *Store) trace(ctx context.Context, id manifest.SnapshotID, name string) 
 		return nil, fmt.Errorf("%w: %w", manifest.ErrCorrupt, err)
 	}
 	return manifest.DecodeTrace(data)
+}
+
+// LastTraced returns the snapshot of a lineage that has the trace of that name which was
+// stored last; ErrNotFound. It lists the traces of the lineage. The blocks of one
+// snapshot's trace have the same numbers in all others.
+func (s *Store) LastTraced(ctx context.Context, lineage manifest.LineageID, name string) (last manifest.SnapshotID, err error) {
+	age := time.Duration(math.MaxInt64)
+	err = s.objects.List(ctx, manifest.LineagePrefix(manifest.KindTraces, lineage), func(info blockstore.Info) error {
+		if id, is, err := manifest.ParseTraceKey(info.Key); err == nil && is == name && info.Age < age {
+			last, age = id, info.Age
+		}
+		return nil
+	})
+	if err == nil && last.IsZero() {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return last, fmt.Errorf("look for a trace %q in lineage %s: %w", name, lineage, err)
+	}
+	return last, nil
 }
 
 // tracesOf returns the keys of all traces of these snapshots of a lineage.

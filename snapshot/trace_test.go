@@ -36,6 +36,37 @@ func testTraceIsFoundByItsName(t *testing.T, newWorld func(testing.TB) *world) {
 	}
 }
 
+func TestLastTracedIsThatWithTheNewestTraceOfTheName(t *testing.T) {
+	w := newWorld(t)
+	d := newDevice(leafBytes).random(1, 1, 2)
+	one := w.create(nil, nil, d)
+	two := w.create(one, d, d.random(2, 2))
+	lineage := w.lineage
+	r, err := w.store.CreateLineage(w.ctx, testBlock, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.lineage = r.ID
+	other := w.create(nil, nil, d)
+	save := func(img *snapshot.Image, name string) {
+		t.Helper()
+		if err := w.store.SaveTrace(w.ctx, img.ID(), name, manifest.Trace{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save(other, "boot")
+	save(one, "grep")
+	if id, err := w.store.LastTraced(w.ctx, lineage, "boot"); !errors.Is(err, snapshot.ErrNotFound) {
+		t.Errorf("only others have one: %s, %v", id, err)
+	}
+	for _, img := range []*snapshot.Image{two, one, two} {
+		save(img, "boot")
+		if id, err := w.store.LastTraced(w.ctx, lineage, "boot"); err != nil || id != img.ID() {
+			t.Errorf("got %s, %v, want %s", id, err, img.ID())
+		}
+	}
+}
+
 func TestTraceNamesThatAreNoKeysAreRefused(t *testing.T) {
 	plainAndSealed(t, testTraceNamesThatAreNoKeysAreRefused)
 }

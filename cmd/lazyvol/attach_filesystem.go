@@ -107,7 +107,7 @@ func (a *app) mountFilesystem(ctx context.Context, target, dev string, f *filesy
 		return err
 	}
 	if isSnapshot(target) && volume.content.Dirty {
-		fmt.Fprintf(a.stderr, "lazyvol: note: the filesystem was in use when %s was made, and its last changes are in its journal, which is not replayed: to see them make a volume of the snapshot, and attach that\n", target)
+		a.note("the filesystem was in use when %s was made, and its last changes are in its journal, which is not replayed: to see them make a volume of the snapshot, and attach that", target)
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func (a *app) mountRecorded(ctx context.Context, target string, m *attachedMount
 		with := *m
 		with.Options += ",nouuid"
 		if runMount(ctx, with) == nil {
-			fmt.Fprintf(a.stderr, "lazyvol: note: %s is mounted with nouuid: another xfs with its UUID is mounted, perhaps its original\n", m.Device)
+			a.note("%s is mounted with nouuid: another xfs with its UUID is mounted, perhaps its original", m.Device)
 			*m, err = with, a.recordMount(target, with)
 		}
 	}

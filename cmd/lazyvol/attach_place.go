@@ -67,8 +67,12 @@ func (a *app) place(ctx context.Context, target string) (*place, error) {
 		if _, err := parseSnapshot(target); err != nil {
 			return nil, err
 		}
-		_, err := statusOfMount(p.dir)
+		_, err := statusOfMount(ctx, p.dir)
 		p.served = err == nil
+		killed := isAny(err, unix.ENOTCONN, unix.ECONNABORTED)
+		if !p.served && !killed && exitCode(err) != exitNotFound {
+			return nil, err
+		}
 	default:
 		return nil, usageError{fmt.Errorf("%q is neither a snapshot (snap-…) nor a volume (vol-…)", target)}
 	}

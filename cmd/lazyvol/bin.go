@@ -66,6 +66,9 @@ func (a *app) listBin(ctx context.Context, asJSON bool) error {
 		}
 		return printJSON(a.stdout, list)
 	}
+	if len(found) == 0 {
+		a.note("the recycle bin of %s is empty", store)
+	}
 	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
 	if len(found) > 0 {
 		fmt.Fprintln(w, "SNAPSHOT\tDELETED\tUNTIL\tSIZE\tDESCRIPTION")

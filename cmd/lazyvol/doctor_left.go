@@ -17,27 +17,6 @@ import (
 	"github.com/lazyvol/lazyvol/volume"
 )
 
-// statPatience is how long a mount may take to tell of its root directory, which needs
-// no store.
-const statPatience = 2 * time.Second
-
-var errNoAnswer = errors.New("it does not answer")
-
-// guardedStat is stat for what may never return: the system call is left behind then.
-func guardedStat(path string) error {
-	done := make(chan error, 1)
-	go func() {
-		var st unix.Stat_t
-		done <- unix.Stat(path, &st)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(statPatience):
-		return errNoAnswer
-	}
-}
-
 func examineMounts(context.Context) []finding {
 	dirs, err := fs.Mounted()
 	if err != nil {

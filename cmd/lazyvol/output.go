@@ -70,6 +70,11 @@ func printable(s string) string {
 	return strings.Join(lines, "\n")
 }
 
+// note tells a person what may be of use to know.
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "lazyvol: note: %s\n", printable(fmt.Sprintf(format, args...)))
+}
+
 // warning tells a person of something that does not keep the command from going on.
 func (a *app) warning(format string, args ...any) {
 	fmt.Fprintf(a.stderr, "lazyvol: warning: %s\n", printable(fmt.Sprintf(format, args...)))

@@ -138,7 +138,8 @@ func (s *session) close() error {
 	return err
 }
 
-// sessions lists the sessions of the state directory that have a record.
+// sessions lists the sessions of the state directory that have a record. One that is
+// damaged hides its session, and no other.
 func (a *app) sessions() ([]*session, error) {
 	entries, err := os.ReadDir(volume.SessionsDir(a.state))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -152,8 +153,18 @@ func (a *app) sessions() ([]*session, error) {
 		s := &session{dir: filepath.Join(volume.SessionsDir(a.state), e.Name())}
 		record := filepath.Join(s.dir, recordName)
 		data, err := vfs.ReadFile(vfs.OS(), record, 1<<16)
-		if err != nil || json.Unmarshal(data, s) != nil || !isSessionID(s.ID) {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // just begun, or just ended
+		}
+		if err == nil {
+			err = json.Unmarshal(data, s)
+		}
+		if err == nil && !isSessionID(s.ID) {
+			err = fmt.Errorf("%q is not the id of a session", s.ID)
+		}
+		if err != nil {
+			a.log().Warn("a mount or export is passed over: its record is damaged; remove the folder when it has ended", "record", record, "error", err)
+			continue
 		}
 		if info, err := os.Stat(record); err == nil {
 			s.began = info.ModTime()

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/lazyvol/lazyvol/manifest"
 )
@@ -34,7 +32,10 @@ former versions of objects keeps that of the wrapped key, too.`,
 				return err
 			}
 			if !yes {
-				if err := a.confirmShred(id); err != nil {
+				if !a.canAsk() {
+					return usageError{errors.New("there is nobody to ask: give --yes")}
+				}
+				if err := a.confirm(fmt.Sprintf("This destroys all snapshots of lineage %s for ever.", id), id.String()); err != nil {
 					return err
 				}
 			}
@@ -60,21 +61,4 @@ func parseLineage(s string) (manifest.LineageID, error) {
 		return id, usageError{err}
 	}
 	return id, nil
-}
-
-// confirmShred asks a person.
-func (a *app) confirmShred(id manifest.LineageID) error {
-	in, terminal := a.stdin.(interface{ Fd() uintptr })
-	if !terminal || !term.IsTerminal(int(in.Fd())) {
-		return usageError{errors.New("there is nobody to ask: give --yes")}
-	}
-	fmt.Fprintf(a.stderr, "This destroys all snapshots of lineage %s for ever. Type %s to go on: ", id, id)
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("read the answer: %w", err)
-	}
-	if strings.TrimSpace(line) != id.String() {
-		return refusal{errors.New("not confirmed; nothing was changed")}
-	}
-	return nil
 }

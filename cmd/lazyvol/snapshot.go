@@ -181,11 +181,13 @@ is what its maker said, and proves nothing.`,
 			found = slices.DeleteFunc(found, func(d snapshot.Description) bool {
 				return len(of) > 0 && !slices.Contains(of, d.Owner) || !filter.pass(describe(d))
 			})
-			show := a.listText
 			if asJSON {
-				show = a.listJSON
+				return errors.Join(a.listJSON(found), damaged)
 			}
-			return errors.Join(show(found), damaged)
+			if len(found) == 0 && damaged == nil {
+				a.note("no snapshot %sin %s", map[bool]string{true: "that matches "}[len(pairs)+len(owners) > 0], store)
+			}
+			return errors.Join(a.listText(found), damaged)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "show aborted ones too")

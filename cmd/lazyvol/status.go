@@ -166,12 +166,18 @@ func (a *app) printStatus(ctx context.Context, w io.Writer, args []string, asJSO
 		}
 		return statusTable(w, []statusJSON{s})
 	}
-	all, err := a.statusOfAll(ctx)
+	all, failed, err := a.statusOfAll(ctx)
 	if err != nil {
 		return err
 	}
+	for _, err := range failed {
+		a.warning("%v", err)
+	}
 	if asJSON {
 		return printJSON(w, struct{ Volumes []statusJSON }{all})
+	}
+	if len(all)+len(failed) == 0 {
+		a.note("no volume in %s, and nothing mounted", a.state)
 	}
 	return statusTable(w, all)
 }
@@ -223,7 +229,7 @@ func statusTable(w io.Writer, all []statusJSON) error {
 // directory.
 func (a *app) statusOf(ctx context.Context, target string) (statusJSON, error) {
 	if !strings.HasPrefix(target, "vol-") {
-		return statusOfMount(target)
+		return statusOfMount(ctx, target)
 	}
 	id, err := manifest.ParseVolumeID(target)
 	if err != nil {
@@ -265,11 +271,21 @@ func (a *app) statusUnmounted(ctx context.Context, id manifest.VolumeID) (status
 	return s, v.Close()
 }
 
-// maxStatus bounds what a status may be, in bytes.
-const maxStatus = 1 << 20
+const (
+	maxStatus      = 1 << 20 // bytes
+	statusPatience = 10 * time.Second
+)
 
 // statusOfMount reads the status.json of a mountpoint.
-func statusOfMount(dir string) (statusJSON, error) {
+func statusOfMount(ctx context.Context, dir string) (statusJSON, error) {
+	s, err := answer(ctx, statusPatience, func() (statusJSON, error) { return readStatus(dir) })
+	if errors.Is(err, errNoAnswer) {
+		err = fmt.Errorf("read the status in %s: %w within %v: whoever serves that mount hangs", dir, err, statusPatience)
+	}
+	return s, err
+}
+
+func readStatus(dir string) (statusJSON, error) {
 	var s statusJSON
 	f, err := os.Open(filepath.Join(dir, fs.StatusName))
 	if isAny(err, unix.ENOENT, unix.ENOTDIR) {
@@ -286,7 +302,7 @@ func statusOfMount(dir string) (statusJSON, error) {
 }
 
 func askStatus(ctx context.Context, dir string) (statusJSON, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
 	var s statusJSON
 	body, err := dialControl(dir).call(ctx, "GET", "/status", nil)
@@ -301,8 +317,8 @@ func askStatus(ctx context.Context, dir string) (statusJSON, error) {
 }
 
 // statusOfAll returns the status of every volume, then of every mounted
-// snapshot.
-func (a *app) statusOfAll(ctx context.Context) ([]statusJSON, error) {
+// snapshot, and why those that are left out have none.
+func (a *app) statusOfAll(ctx context.Context) (all []statusJSON, failed []error, err error) {
 	const patience = 15 * time.Second // more than any of them has
 	sampler := a.newSampler(a.subjects)
 	ctx, cancel := context.WithCancel(ctx)
@@ -310,14 +326,11 @@ func (a *app) statusOfAll(ctx context.Context) ([]statusJSON, error) {
 	defer cancel()
 	s, err := sampler.sample(ctx, patience)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for _, err := range s.failed {
-		a.warning("%v", err)
-	}
-	all := []statusJSON{}
+	all = []statusJSON{}
 	for _, r := range s.rows {
 		all = append(all, r.statusJSON)
 	}
-	return all, nil
+	return all, s.failed, nil
 }

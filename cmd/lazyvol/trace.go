@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ type traceFlags struct {
 
 func (f *traceFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.record, "record-trace", "", "store the order in which blocks are first read under this `name`, with the snapshot, when the mount ends")
-	flags.StringVar(&f.replay, "trace", "", "fetch what the trace of this `name` has, in its order and before all else")
+	flags.StringVar(&f.replay, "trace", "", "fetch what the trace of this `name` has, in its order and before all else; the snapshot's own, else the last one of its lineage")
 }
 
 func (f *traceFlags) args() (args []string) {
@@ -98,16 +99,25 @@ func (t *tracing) begin(ctx context.Context) (*hydrate.Hydrator, error) {
 	return hydrate.New(source{t.device}, hydrate.Options{Workers: replayRequests, Blocks: trace, Log: t.log}), nil
 }
 
-// find loads the trace to replay, the root's rather than that of the snapshot
-// from which the volume was made.
-func (t *tracing) find(ctx context.Context) (trace manifest.Trace, err error) {
+// find loads the trace to replay: the root's rather than that of the snapshot from
+// which the volume was made, and that rather than another one's of its lineage.
+func (t *tracing) find(ctx context.Context) (manifest.Trace, error) {
+	var missing error
 	for _, id := range t.of {
-		trace, err = t.store.Trace(ctx, id, t.replay)
+		trace, err := t.store.Trace(ctx, id, t.replay)
 		if !errors.Is(err, snapshot.ErrNotFound) {
-			break
+			return trace, err
 		}
+		missing = cmp.Or(missing, err)
 	}
-	return trace, err
+	switch id, err := t.store.LastTraced(ctx, t.of[0].Lineage, t.replay); {
+	case errors.Is(err, snapshot.ErrNotFound), errors.Is(err, blockstore.ErrDenied): // the latter of a snapshot that others share
+		return nil, missing
+	case err != nil:
+		return nil, err
+	default:
+		return t.store.Trace(ctx, id, t.replay)
+	}
 }
 
 // end stores what was recorded.

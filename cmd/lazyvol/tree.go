@@ -46,6 +46,9 @@ Snapshots whose records are damaged are left out and named, and the exit code is
 			if binned == nil {
 				return damagedInBin
 			}
+			if len(found) == 0 && damaged == nil {
+				a.note("no snapshot in %s", store)
+			}
 			trees := growTrees(found, binned)
 			var frees map[manifest.SnapshotID]string
 			if unique {

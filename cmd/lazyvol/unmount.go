@@ -70,11 +70,11 @@ func inSight(s statusJSON) error {
 }
 
 func (a *app) unmount(ctx context.Context, dir string) error {
-	s, err := statusOfMount(dir)
+	s, err := statusOfMount(ctx, dir)
+	if errors.Is(err, unix.ENOTCONN) { // a killed daemon left it
+		return fs.Recover(dir)
+	}
 	if err != nil {
-		if dead := deadMount(dir); dead {
-			return fs.Recover(dir)
-		}
 		return err
 	}
 	if err := a.refuseMoved(dir, s.PID); err != nil {
@@ -88,12 +88,6 @@ func (a *app) unmount(ctx context.Context, dir string) error {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return waitUnlocked(ctx, lock, s.PID)
-}
-
-// deadMount reports whether a killed daemon left the mountpoint dead.
-func deadMount(dir string) bool {
-	var st unix.Stat_t
-	return errors.Is(unix.Stat(dir, &st), unix.ENOTCONN)
 }
 
 // lockOf returns the lock file that a mount's daemon holds while it lives.

@@ -167,6 +167,9 @@ func (a *app) volumeListCommand() *cobra.Command {
 			if asJSON {
 				return errors.Join(append(failed, printJSON(a.stdout, list))...)
 			}
+			if len(records)+len(failed) == 0 {
+				a.note("no volume in %s", a.state)
+			}
 			w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
 			if len(records) > 0 {
 				fmt.Fprintln(w, "VOLUME\tSIZE\tCREATED\tROOT\tSTORE")
@@ -222,8 +225,11 @@ func (a *app) volumeShowCommand() *cobra.Command {
 }
 
 func (a *app) volumeDeleteCommand() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	c := &cobra.Command{
 		Use: "delete VOL", Short: "Delete a volume with what was written since its last snapshot", Args: args(cobra.ExactArgs(1)),
+		Long: `Deletes a volume with what was written since its last snapshot, which is nowhere
+else. At a terminal it asks before that is lost, unless --yes is given.`,
 		Example: "  lazyvol volume delete vol-0123456789abcdef0",
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
@@ -244,9 +250,33 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 				return err
 			}
 			a.removeAbandoned(host)
+			if !yes && a.canAsk() {
+				if err := a.confirmDelete(ctx, id); err != nil {
+					return err
+				}
+			}
 			return host.Delete(ctx, id)
 		},
 	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// confirmDelete asks a person before a volume is deleted with what was never
+// snapshotted, or may not have been.
+func (a *app) confirmDelete(ctx context.Context, id manifest.VolumeID) error {
+	loss := ""
+	switch s, err := a.statusOf(ctx, string(id)); {
+	case errors.Is(err, volume.ErrInUse):
+		return err
+	case err != nil: // one that is damaged is to be deleted, too
+		loss = fmt.Sprintf("Whether anything was written to %s since its last snapshot is not known (%v).", id, err)
+	case s.DirtyBytes == 0 || s.PID != 0: // in use, it is refused
+		return nil
+	default:
+		loss = fmt.Sprintf("%s were written to %s since its last snapshot, and are lost with it.", size(s.DirtyBytes), id)
+	}
+	return a.confirm(printable(loss), string(id))
 }
 
 func (a *app) volumeForgetCommand() *cobra.Command {

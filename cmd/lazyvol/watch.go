@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/lazyvol/lazyvol/fs"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/volume"
@@ -128,7 +126,7 @@ func (a *app) findSubject(ctx context.Context, target string) (subject, error) {
 		}
 		return subject{id: target, dir: volume.Dir(a.state, id), volume: true}, nil
 	}
-	s, err := statusOfMountWithin(ctx, target)
+	s, err := statusOfMount(ctx, target)
 	if err != nil {
 		return subject{}, err
 	}
@@ -137,27 +135,4 @@ func (a *app) findSubject(ctx context.Context, target string) (subject, error) {
 		return subject{}, err
 	}
 	return subject{id: s.ID, dir: dir, volume: strings.HasPrefix(s.ID, "vol-"), mountpoint: s.Mountpoint}, nil
-}
-
-// statusOfMountWithin is statusOfMount for a mount whose daemon may hang: nothing but
-// the end of the process ends a read of it then.
-func statusOfMountWithin(ctx context.Context, dir string) (statusJSON, error) {
-	const patience = 10 * time.Second
-	type answer struct {
-		statusJSON
-		err error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		s, err := statusOfMount(dir)
-		answered <- answer{s, err}
-	}()
-	select {
-	case got := <-answered:
-		return got.statusJSON, got.err
-	case <-ctx.Done():
-		return statusJSON{}, context.Cause(ctx)
-	case <-time.After(patience):
-		return statusJSON{}, fmt.Errorf("%s is not answered within %v", filepath.Join(dir, fs.StatusName), patience)
-	}
 }

@@ -102,6 +102,7 @@ func checkDataKey(plain []byte) error {
 func (k *Keys) call(ctx context.Context, server kmsServer, request func(context.Context, *kms.Client) error) error {
 	total, cancel := context.WithTimeout(ctx, k.total)
 	defer cancel()
+	var failed error
 	for wait, tries := kmsFirstWait, 1; ; wait, tries = min(2*wait, kmsMaxWait), tries+1 {
 		err := k.once(total, server, request)
 		if err == nil {
@@ -110,12 +111,15 @@ func (k *Keys) call(ctx context.Context, server kmsServer, request func(context.
 		if ctx.Err() == nil && !errors.Is(err, ErrKeyUnavailable) {
 			return err
 		}
+		if failed == nil || total.Err() == nil { // one that is cut short tells less than an answer before it
+			failed = err
+		}
 		select {
 		case <-total.Done():
 			if ctx.Err() != nil {
-				return fmt.Errorf("%w: %v", context.Cause(ctx), err)
+				return fmt.Errorf("%w: %v", context.Cause(ctx), failed)
 			}
-			return fmt.Errorf("%w (tried %d times)", err, tries)
+			return fmt.Errorf("%w (tried %d times)", failed, tries)
 		case <-time.After(wait/2 + rand.N(wait/2)): // jitter: hosts must not come back all at once
 		}
 	}

@@ -179,7 +179,7 @@ func TestThrottledRequestsAreTriedAgain(t *testing.T) {
 		t.Error(err)
 	}
 	s.Throttle(1 << 30)
-	for call, err := range s.both(t.Context(), NewKeys(Options{Total: 300 * time.Millisecond}), s.arn, wrapped) {
+	for call, err := range s.both(t.Context(), NewKeys(Options{Total: time.Second}), s.arn, wrapped) {
 		if !errors.Is(err, ErrKeyUnavailable) || !strings.Contains(err.Error(), "Throttling") {
 			t.Errorf("%s: %v, want ErrKeyUnavailable", call, err)
 		}

@@ -204,6 +204,47 @@ func TestARemountEndsWhatIsToldOfTheKilled(t *testing.T) {
 	}
 }
 
+// Several daemons of a snapshot may serve out of sight what was mounted on one directory, one
+// after the other. Metrics tell of the last one, as their labels are the same; health of all.
+func TestNoSeriesIsThereTwice(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
+	var files []*os.File
+	m := h.mount(snap)
+	for i := range 2 {
+		if i > 0 {
+			m = h.mountOn(m.dir, snap)
+		}
+		f, err := os.Open(filepath.Join(m.dir, "volume.img"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close() // nothing was written
+		files = append(files, f)
+		m.terminate()
+	}
+	if all := h.wantHealth("", "degraded", "mount"); len(all.Served) != 2 {
+		t.Errorf("%+v", all)
+	}
+	text := h.ok("metrics")
+	seen := make(map[string]bool)
+	for line := range strings.Lines(text) {
+		series, _, _ := strings.Cut(line, "} ")
+		if !strings.HasPrefix(line, "#") && seen[series] {
+			t.Errorf("twice: %s", line)
+		}
+		seen[series] = true
+	}
+	wantMetric(t, text, 1, "lazyvol_daemon_up", `mountpoint="`+m.dir+`"`)
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	waitFor(t, "both daemons end", 20*time.Second, func() bool { return h.ok("metrics") == "" })
+}
+
 // exporter is a running 'metrics --listen'.
 type exporter struct {
 	t       *testing.T

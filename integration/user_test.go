@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -72,6 +73,7 @@ func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
 	snap := h.ok("snapshot", "create", writeImage(t, filepath.Join(h.dir, "disk.img"), disk))
 	image := h.mount(snap)
 	image.equals(disk)
+	h.wantHealth("", "healthy")
 	h.fails(1, []string{"root"}, "attach", snap)
 
 	vol := h.ok("volume", "create", "--snapshot", snap)
@@ -88,6 +90,26 @@ func TestOrdinaryUserMountsThroughFusermount(t *testing.T) {
 	out := filepath.Join(h.dir, "out.img")
 	h.ok("snapshot", "export", second, out)
 	sameBytes(t, "the export", readAt(t, out, 0, len(disk)), disk)
+}
+
+// Containers and jobs run users that have no home. What needs no state directory works, and
+// what does says so.
+func TestAUserWithoutAHomeIsServed(t *testing.T) {
+	t.Parallel()
+	h := newUserHost(t)
+	homeless := func(args ...string) ([]byte, error) {
+		cmd := h.command(t.Context(), args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+		return cmd.CombinedOutput()
+	}
+	for _, args := range [][]string{{"version"}, {"help"}, {"completion", "bash"}, {"man", "pages"}, {"__complete", "vers"}} {
+		if out, err := homeless(args...); err != nil {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+	if out, err := homeless("status"); err == nil || !strings.Contains(string(out), "--state") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 func TestOtherUsersAreLetInOnRequestOnly(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,6 +90,9 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			a.operation = commandPath(c)
+			if slices.Contains(configless, a.operation) {
+				return nil // nor do they need a state directory: who has no home has none
+			}
 			if err := a.goOnWithout(c, a.configure(c)); err != nil {
 				return err
 			}

@@ -41,7 +41,10 @@ var commandLineOnly = map[string]string{
 }
 
 // configless are the commands that work whatever a configuration says.
-var configless = []string{"completion", "man", "version", "help", "config check", probeCommand}
+var configless = []string{
+	"completion", "man", "version", "help", "config check", probeCommand,
+	cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd, // candidates are configured by the line that is completed
+}
 
 // An origin says where the value of a flag comes from: the command line (""), a
 // variable, or a line of a file.

@@ -82,7 +82,7 @@ func (a *app) gather(ctx context.Context, log *slog.Logger) ([]*dto.MetricFamily
 	if err != nil {
 		return nil, err
 	}
-	return merge(each(all, func(s served) map[string]*dto.MetricFamily {
+	told := each(all, func(s served) map[string]*dto.MetricFamily {
 		if !s.inSight && slices.ContainsFunc(all, s.isBehind) {
 			return nil // its labels are the other's, and a collector refuses to have them twice
 		}
@@ -95,8 +95,21 @@ func (a *app) gather(ctx context.Context, log *slog.Logger) ([]*dto.MetricFamily
 			return s.down()
 		}
 		return families
-	})), nil
+	})
+	// Of several that are out of sight on one directory the last one mounted is told.
+	labelled := make(map[[2]string]bool, len(all))
+	for i, s := range all {
+		labels := [2]string{s.id, labelOf(s.mountpoint)}
+		if labelled[labels] {
+			told[i] = nil
+		}
+		labelled[labels] = labelled[labels] || told[i] != nil
+	}
+	return merge(told), nil
 }
+
+// labelOf is a mountpoint as a label, which is UTF-8.
+func labelOf(mountpoint string) string { return strings.ToValidUTF8(mountpoint, "\uFFFD") }
 
 // metrics asks the daemon for its metrics.
 func (s served) metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
@@ -121,7 +134,7 @@ func (s served) metrics(ctx context.Context) (map[string]*dto.MetricFamily, erro
 func (s served) down() map[string]*dto.MetricFamily {
 	name, help, kind, zero := daemonUp, helpOf(daemonUp), dto.MetricType_GAUGE, 0.0
 	id, mountpoint := "id", "mountpoint"
-	dir := strings.ToValidUTF8(s.mountpoint, "\uFFFD")
+	dir := labelOf(s.mountpoint)
 	return map[string]*dto.MetricFamily{name: {
 		Name: &name, Help: &help, Type: &kind,
 		Metric: []*dto.Metric{{

@@ -50,7 +50,7 @@ func newMonitor(d *daemon) (*monitor, error) {
 // what Go and the process tell.
 func newRegistry(id, mountpoint string, c prometheus.Collector) (*prometheus.Registry, error) {
 	registry := prometheus.NewRegistry()
-	labels := prometheus.Labels{"id": id, "mountpoint": strings.ToValidUTF8(mountpoint, "\uFFFD")}
+	labels := prometheus.Labels{"id": id, "mountpoint": labelOf(mountpoint)}
 	all := prometheus.WrapRegistererWith(labels, registry)
 	for _, c := range []prometheus.Collector{c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := all.Register(c); err != nil {

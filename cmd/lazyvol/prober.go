@@ -84,7 +84,7 @@ func (p *prober) begin(dir string) (*probing, error) {
 	}
 	look := &probing{command: exec.Command(self, probeCommand, dir), done: make(chan struct{})}
 	look.command.Dir = "/"
-	look.command.Env = []string{"LAZYVOL_CONFIG="} // nothing is configured
+	look.command.Env = []string{} // nothing is configured
 	if err := look.command.Start(); err != nil {
 		return nil, err
 	}

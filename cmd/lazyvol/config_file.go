@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,7 +66,7 @@ func defaultConfig() (string, error) {
 // readConfig reads and checks a configuration file. What is wrong with it is a usage
 // error that names each place.
 func readConfig(name string) (*configFile, error) {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // of a pipe no writer is waited for
 	if err != nil {
 		return nil, usageError{fmt.Errorf("read the configuration: %w", err)}
 	}
@@ -100,6 +98,8 @@ func checkCustody(f *os.File, user int) error {
 	switch mode := info.Mode().Perm(); {
 	case info.IsDir():
 		return fmt.Errorf("%s: it is a directory", f.Name())
+	case !info.Mode().IsRegular(): // a pipe can be read once, and some commands read it twice
+		return fmt.Errorf("%s: it is no regular file (--config '' reads none)", f.Name())
 	case st.Uid != 0 && int(st.Uid) != user:
 		return fmt.Errorf("%s: it belongs to user %d, and a configuration must belong to root or to who uses it", f.Name(), st.Uid)
 	case mode&0o002 != 0:
@@ -113,8 +113,9 @@ func checkCustody(f *os.File, user int) error {
 // parseConfig checks a configuration: each key names a flag, and has a value that the
 // flag takes.
 func parseConfig(name string, data []byte) (*configFile, error) {
-	var all map[string]any
-	if _, err := toml.Decode(string(data), &all); err != nil {
+	var all map[string]toml.Primitive
+	meta, err := toml.Decode(string(data), &all)
+	if err != nil {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
 			err = fmt.Errorf("%s:%d: %s", name, syntax.Position.Line, syntax.Message)
@@ -125,62 +126,84 @@ func parseConfig(name string, data []byte) (*configFile, error) {
 	}
 	// A tree of its own: its flags take values to see whether they can.
 	root := (&app{memory: defaultMemory, keys: newSecretKeys()}).command()
-	p := configParser{name: name, data: data, file: &configFile{name: name, settings: make(map[string]setting)}}
+	p := configParser{name: name, meta: &meta, file: &configFile{name: name, settings: make(map[string]setting)}}
 	p.table(root, nil, all)
+	if p.faults > maxFaults {
+		p.failed = errors.Join(p.failed, fmt.Errorf("%s: and %d more", name, p.faults-maxFaults))
+	}
 	if p.failed != nil {
 		return nil, usageError{p.failed}
 	}
 	return p.file, nil
 }
 
+// maxFaults is how many places are named that are wrong: a file with more is another
+// program's.
+const maxFaults = 20
+
 // A configParser takes what was decoded for settings.
 type configParser struct {
 	name   string
-	data   []byte
+	meta   *toml.MetaData
 	file   *configFile
-	failed error // everything that is wrong
+	failed error // what is wrong, the first maxFaults places
+	faults int   // places
 }
 
-func (p *configParser) fail(key toml.Key, format string, args ...any) {
-	p.failed = errors.Join(p.failed, fmt.Errorf("%s:%d: %w", p.name, lineOf(p.data, key), fmt.Errorf(format, args...)))
+func (p *configParser) fail(at toml.Primitive, format string, args ...any) {
+	if p.faults++; p.faults <= maxFaults {
+		p.failed = errors.Join(p.failed, fmt.Errorf("%s:%d: %w", p.name, p.lineOf(at), fmt.Errorf(format, args...)))
+	}
 }
 
 // table takes the table of the command c, whose key is given.
-func (p *configParser) table(c *cobra.Command, key toml.Key, table map[string]any) {
+func (p *configParser) table(c *cobra.Command, key toml.Key, table map[string]toml.Primitive) {
 	for _, word := range sortedKeys(table) {
 		key := append(key[:len(key):len(key)], word)
 		if sub := subcommand(c, word); sub != nil {
-			if below, ok := table[word].(map[string]any); ok {
+			if below := p.below(table[word]); below != nil {
 				p.table(sub, key, below)
 				continue
 			}
-			p.fail(key, "%s is a command: its flags go into a table, [%s]", word, key)
+			p.fail(table[word], "%s is a command: its flags go into a table, [%s]", word, key)
 			continue
 		}
 		p.flag(c, key, word, table[word])
 	}
 }
 
+// below is what is in a table; nil if it is none.
+func (p *configParser) below(at toml.Primitive) (table map[string]toml.Primitive) {
+	if p.meta.PrimitiveDecode(at, &table) != nil {
+		return nil
+	}
+	return table
+}
+
 // flag takes one key.
-func (p *configParser) flag(c *cobra.Command, key toml.Key, name string, value any) {
+func (p *configParser) flag(c *cobra.Command, key toml.Key, name string, at toml.Primitive) {
 	f := settable(c).Lookup(name)
 	switch why := commandLineOnly[name]; {
 	case f == nil || f.Hidden:
-		p.fail(key, "unknown key %q%s", key.String(), didYouMean(p.nearest(c, name)))
+		p.fail(at, "unknown key %q%s", key.String(), didYouMean(p.nearest(c, name)))
 		return
 	case why != "":
-		p.fail(key, "%s can be given on the command line only: %s", name, why)
+		p.fail(at, "%s can be given on the command line only: %s", name, why)
 		return
 	}
-	s := setting{p.name, lineOf(p.data, key), value}
-	values, err := s.values(f)
+	s := setting{file: p.name, line: p.lineOf(at)}
+	err := p.meta.PrimitiveDecode(at, &s.value)
+	var values []string
+	if err == nil {
+		values, err = s.values(f)
+	}
 	for _, v := range values {
 		if err == nil {
 			err = f.Value.Set(v)
 		}
 	}
 	if err != nil {
-		p.fail(key, "%s: %w", key, err)
+		p.fail(at, "%s: %w", key, err)
 		return
 	}
 	p.file.settings[settingKey(commandPath(c), name)] = s
@@ -283,17 +306,27 @@ func describeTOML(v any) string {
 	}
 }
 
-// lineOf returns the line on which a key is defined, from 1: the one behind the longest
-// beginning of the file that can be parsed and has not got it.
-func lineOf(data []byte, key toml.Key) int {
-	lines := bytes.SplitAfter(data, []byte("\n"))
-	return sort.Search(len(lines), func(n int) bool {
-		for ; n < len(lines); n++ { // one that ends within a value cannot be parsed
-			var all map[string]any
-			if meta, err := toml.Decode(string(bytes.Join(lines[:n], nil)), &all); err == nil {
-				return meta.IsDefined(key...)
-			}
+// lineOf returns the line on which a key is defined, from 1. One that only others tell of,
+// as a of a.b, is on the first of theirs.
+func (p *configParser) lineOf(at toml.Primitive) (line int) {
+	var refused toml.ParseError
+	if errors.As(p.meta.PrimitiveDecode(at, new(nothing)), &refused) {
+		line = refused.Position.Line
+	}
+	if line > 0 {
+		return line
+	}
+	for _, sub := range p.below(at) {
+		if n := p.lineOf(sub); line == 0 || n < line {
+			line = n
 		}
-		return true
-	})
+	}
+	return line
 }
+
+// nothing takes no value: what is decoded into it is refused, and the decoder then says
+// where it is.
+type nothing struct{}
+
+// UnmarshalTOML implements [toml.Unmarshaler].
+func (*nothing) UnmarshalTOML(any) error { return errors.New("it is not taken") }

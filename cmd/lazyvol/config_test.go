@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -242,6 +243,40 @@ func TestWrongConfigurationsNameFileAndLine(t *testing.T) {
 				t.Errorf("%q: got %q, want %q", config, err, want)
 			}
 		}
+	}
+}
+
+// A file of another program that is named by mistake is refused at once, however large,
+// and with no more lines than a terminal shows. What takes many lines costs no more.
+func TestLargeConfigurationsAreCheckedInBoundedTime(t *testing.T) {
+	clearEnvironment(t)
+	var wrong strings.Builder
+	for i := range 50_000 {
+		fmt.Fprintf(&wrong, "key%d = 1\n", i)
+	}
+	_, err := parseConfig("test.toml", []byte(wrong.String()))
+	if err == nil || exitCode(err) != exitUsage || strings.Count(err.Error(), "\n") != maxFaults || !strings.HasSuffix(err.Error(), fmt.Sprintf("test.toml: and %d more", 50_000-maxFaults)) {
+		t.Errorf("%.3000v", err)
+	}
+	array := "[snapshot.create]\ntag = [\n" + strings.Repeat("\"a=b\",\n", 50_000) + "]\n"
+	if _, err := parseConfig("test.toml", []byte(array)); err != nil {
+		t.Error(err)
+	}
+	_, err = parseConfig("test.toml", []byte(array+"mount.x.y = 1\n"))
+	if err == nil || !strings.Contains(err.Error(), "test.toml:50004: unknown key \"snapshot.create.mount\"") {
+		t.Errorf("%.3000v", err)
+	}
+}
+
+// Whether a pipe has a writer is not waited for.
+func TestAConfigurationIsARegularFile(t *testing.T) {
+	clearEnvironment(t)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := try(t, "--config", pipe, "config", "show"); code != exitUsage || !strings.Contains(stderr, "no regular file") {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 

@@ -83,6 +83,7 @@ var completedArguments = map[string]places{
 	"hydrate":                  {[]argument{oneOf((*app).volumeIDs, (*app).mountDirs)}, false},
 	"key generate":             {[]argument{file()}, false},
 	"key shred":                {[]argument{oneOf((*app).snapshotIDs)}, false},
+	"config check":             {[]argument{file()}, false},
 	"man":                      {[]argument{directory()}, false},
 	"completion":               {[]argument{choice("bash", "fish", "zsh")}, false},
 }
@@ -90,6 +91,10 @@ var completedArguments = map[string]places{
 // completedFlags says the same of flags, on whichever command.
 var completedFlags = map[string]argument{
 	"state":         directory(),
+	"config":        file(),
+	"output":        file(),
+	"log-level":     choice("debug", "info", "warn", "error"),
+	"log-format":    choice("text", "json"),
 	"freeze":        directory(),
 	"mount":         directory(),
 	"parent":        oneOf((*app).snapshotIDs),

@@ -91,6 +91,11 @@ func TestWordsCompleteToWhatTheyMayBe(t *testing.T) {
 		"mount " + vol + " ":             {nil, noneOther},
 		"unmount vol":                    {[]string{vol}, noFiles},
 		"volume sh":                      {[]string{"show"}, noFiles},
+		"config check ":                  {nil, files},
+		"--config ":                      {nil, files},
+		"snapshot map --output ":         {nil, files},
+		"--log-level d":                  {[]string{"debug"}, noFiles},
+		"--log-format ":                  {[]string{"json", "text"}, noFiles},
 		"completion ":                    {[]string{"bash", "fish", "zsh"}, noFiles},
 	} {
 		words, directive := completions(t, append([]string{"--state", state}, strings.Split(line, " ")...)...)

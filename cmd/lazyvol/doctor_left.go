@@ -14,6 +14,7 @@ import (
 	"github.com/lazyvol/lazyvol/fs"
 	"github.com/lazyvol/lazyvol/internal/loopdev"
 	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/volume"
 )
 
@@ -117,7 +118,24 @@ func (a *app) examineVolumes(_ context.Context, dirtyAge time.Duration) []findin
 		}
 		volumes = append(volumes, f)
 	}
-	return judgeVolumes(volumes, failed, dirtyAge)
+	return judgeVolumes(volumes, append(failed, a.recordless()...), dirtyAge)
+}
+
+// recordless tells of folders of volumes with layers and no record, which no process is
+// making or removing: volume.List passes them over, with what was written to them.
+func (a *app) recordless() (found []error) {
+	layers, _ := filepath.Glob(filepath.Join(volume.VolumesDir(a.state), "vol-*", "layers")) // the pattern is right
+	for _, l := range layers {
+		dir := filepath.Dir(l)
+		id, err := manifest.ParseVolumeID(filepath.Base(dir))
+		if err != nil || held(filepath.Join(dir, lockName)) {
+			continue
+		}
+		if _, err := volume.ReadRecord(vfs.OS(), a.state, id); errors.Is(err, volume.ErrNotFound) {
+			found = append(found, fmt.Errorf("%s has layers and no volume.json", dir))
+		}
+	}
+	return found
 }
 
 // held reports whether a process has a lock, or may have it: one that cannot be looked at
@@ -142,7 +160,11 @@ func age(file string) time.Duration {
 
 func judgeVolumes(volumes []volumeFacts, failed []error, dirtyAge time.Duration) (found []finding) {
 	for _, err := range failed {
-		found = append(found, fail("bring volume.json back from a backup of the state directory; what the volume's last snapshot has can be restored from the store", "%v", err))
+		mend := "bring volume.json back from a backup of the state directory; what the volume's last snapshot has can be restored from the store"
+		if errors.Is(err, manifest.ErrVersion) {
+			mend = "a newer lazyvol wrote it: upgrade this one (docs/upgrade.md)"
+		}
+		found = append(found, fail(mend, "%v", err))
 	}
 	for _, v := range volumes {
 		save := fmt.Sprintf("run 'lazyvol snapshot create %s'", v.ID)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/internal/vfs"
+	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/volume"
 )
 
@@ -105,6 +107,7 @@ func TestDoctorJudgesWhatIsLeft(t *testing.T) {
 		"half deleted":       {volumes(func(f *volumeFacts) { f.Deleting = true }), levelWarning, "volume delete"},
 		"being made":         {volumes(func(f *volumeFacts) { f.Creating, f.alive, f.since = true, true, 0 }), levelOK, ""},
 		"unreadable":         {only(t, judgeVolumes(nil, []error{errors.New("checksum")}, day)), levelFailed, "checksum"},
+		"of a newer lazyvol": {only(t, judgeVolumes(nil, []error{fmt.Errorf("read: %w", manifest.ErrVersion)}, day)), levelFailed, "docs/upgrade.md"},
 
 		"session":           {session(true, false), levelOK, "1 "},
 		"dead session":      {session(false, false), levelWarning, "gc"},
@@ -112,6 +115,28 @@ func TestDoctorJudgesWhatIsLeft(t *testing.T) {
 		"copy":              {only(t, judgeCopies(map[string]bool{"/s/copies/snap-1a2b3c4d567890abc-01ff": true})), levelOK, "1 "},
 		"dead copy":         {only(t, judgeCopies(map[string]bool{"/s/copies/snap-1a2b3c4d567890abc-01ff": false})), levelWarning, "copy of snap-1a2b3c4d567890abc was"},
 	})
+}
+
+// A volume whose record is gone is listed nowhere; the doctor tells of what is left of it.
+func TestDoctorFindsVolumesWithoutARecord(t *testing.T) {
+	a := &app{state: t.TempDir()}
+	dir := volume.Dir(a.state, "vol-0123456789abcdef0")
+	if err := os.MkdirAll(filepath.Join(dir, "layers", "1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := vfs.OS().Lock(filepath.Join(dir, lockName), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := only(t, a.examineVolumes(t.Context(), time.Hour)); f.Result != levelOK {
+		t.Errorf("one that is just being made: %+v", f)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if f := only(t, a.examineVolumes(t.Context(), time.Hour)); f.Result != levelFailed || !strings.Contains(f.Message, dir+" has layers and no volume.json") {
+		t.Errorf("%+v", f)
+	}
 }
 
 func TestHeldTellsWhetherAProcessHasALock(t *testing.T) {

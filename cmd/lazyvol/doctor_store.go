@@ -173,7 +173,7 @@ func judgeCredentials(f storeFacts) finding {
 		return f.unusable()
 	case f.reached == nil:
 		return fine("%s", who)
-	case f.format == nil:
+	case f.format == nil && f.id != "": // else it was not asked
 		return warn("for more let them list the bucket: see docs/s3.md", "%s may read the store and not list it: snapshots that are shared with it can be mounted by their ids", who)
 	case f.skew().Abs() >= failedSkew:
 		return skip("requests are refused, perhaps for the clock alone")

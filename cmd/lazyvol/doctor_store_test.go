@@ -37,6 +37,8 @@ func TestDoctorJudgesAStore(t *testing.T) {
 		f.reached, f.format, f.id = wrap(blockstore.ErrDenied), wrap(blockstore.ErrDenied), ""
 	}
 	unlisted := func(f *storeFacts) { f.reached = wrap(blockstore.ErrDenied) }
+	elsewhere := func(f *storeFacts) { f.reached, f.id = errors.New("expecting us-east-1"), "" }
+	absent := func(f *storeFacts) { f.reached, f.id = wrap(blockstore.ErrNoStore), "" }
 	folder := func(f *storeFacts) { f.contact = blockstore.Contact{Asked: now, Took: 1} }
 	clock := func(off time.Duration) finding {
 		return with(judgeClock, func(f *storeFacts) { f.contact.Asked = now.Add(off) })
@@ -62,6 +64,8 @@ func TestDoctorJudgesAStore(t *testing.T) {
 		"credentials, unmade":   {with(judgeCredentials, unmade), levelSkipped, "no store yet"},
 		"credentials, refused":  {with(judgeCredentials, refused), levelFailed, "AKIA"},
 		"credentials, unlisted": {with(judgeCredentials, unlisted), levelWarning, "mounted by their ids"},
+		"credentials, absent":   {with(judgeCredentials, absent), levelSkipped, "not tried"},
+		"credentials, unasked":  {with(judgeCredentials, elsewhere), levelSkipped, "not tried"},
 
 		"credentials, late": {with(judgeCredentials, func(f *storeFacts) { refused(f); f.contact.Asked = now.Add(time.Hour) }), levelSkipped, "clock"},
 

@@ -207,7 +207,7 @@ func (a *app) serveMetrics(ctx context.Context, at string) error {
 		writeHealth(w, fleet.Status, fleet)
 	})
 	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: scrapeTimeout, MaxHeaderBytes: 1 << 14,
+		Handler: inOnePiece(mux), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: scrapeTimeout, MaxHeaderBytes: 1 << 14,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	log.Info("serving metrics", "address", listener.Addr().String())
@@ -218,6 +218,28 @@ func (a *app) serveMetrics(ctx context.Context, at string) error {
 	}
 	return nil
 }
+
+// inOnePiece sends an answer when it is complete: a client that does not take its own
+// holds no slot of those who are served at once.
+func inOnePiece(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := wholeAnswer{header: w.Header(), status: http.StatusOK}
+		next.ServeHTTP(&a, r)
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body.Bytes()) // the client is gone if this fails
+	})
+}
+
+// A wholeAnswer is an [http.ResponseWriter] that keeps what is written.
+type wholeAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *wholeAnswer) Header() http.Header         { return a.header }
+func (a *wholeAnswer) WriteHeader(status int)      { a.status = status }
+func (a *wholeAnswer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
 // listenLocal listens on a loopback address or a unix socket.
 func listenLocal(ctx context.Context, at string) (net.Listener, error) {

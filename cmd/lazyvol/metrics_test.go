@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -394,4 +396,39 @@ func TestNothingMountedIsHealthyAndHasNoMetrics(t *testing.T) {
 	if all, err := a.fleet(); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}
+}
+
+// A client that does not take its answer holds up nobody who waits for a slot: the handler
+// that has it is done when the answer is sent.
+func TestAnswersAreSentWhenTheirSlotIsFree(t *testing.T) {
+	slot := make(chan struct{}, 1)
+	client := &watchedAnswer{ResponseRecorder: httptest.NewRecorder(), watch: func() {
+		select {
+		case slot <- struct{}{}:
+			<-slot
+		default:
+			t.Error("an answer is sent while its handler runs")
+		}
+	}}
+	inOnePiece(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		slot <- struct{}{}
+		defer func() { <-slot }()
+		w.Header().Set("Content-Type", "text/x")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprint(w, "a")
+		fmt.Fprint(w, "b")
+	})).ServeHTTP(client, httptest.NewRequest(http.MethodGet, "/", nil))
+	if got := client.Result(); got.StatusCode != http.StatusServiceUnavailable || got.Header.Get("Content-Type") != "text/x" || client.Body.String() != "ab" {
+		t.Errorf("%d %v %q", got.StatusCode, got.Header, client.Body)
+	}
+}
+
+type watchedAnswer struct {
+	*httptest.ResponseRecorder
+	watch func()
+}
+
+func (w *watchedAnswer) Write(p []byte) (int, error) {
+	w.watch()
+	return w.ResponseRecorder.Write(p)
 }

@@ -40,7 +40,8 @@ func (m *browseMonitor) health() healthJSON {
 	return h
 }
 
-func (m *browseMonitor) serveHealth(w http.ResponseWriter, _ *http.Request) {
+func (m *browseMonitor) serveHealth(w http.ResponseWriter, r *http.Request) {
+	m.browser.tree.ask(r.Context())
 	h := m.health()
 	writeHealth(w, h.Status, h)
 }
@@ -51,6 +52,7 @@ func (m *browseMonitor) Describe(ch chan<- *prometheus.Desc) { m.families.descri
 // Collect implements [prometheus.Collector].
 func (m *browseMonitor) Collect(ch chan<- prometheus.Metric) {
 	b := m.browser
+	b.tree.askAgain()
 	m.families.collectDaemon(ch, b.app, m.health().Status)
 	_, total := b.shelf.status()
 	m.families.collectDemand(ch, total)

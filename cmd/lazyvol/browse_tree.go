@@ -36,7 +36,7 @@ const (
 )
 
 // A browseTree is the [fs.Tree] of the snapshots in a store, as it was listed last.
-// Nothing is listed while nobody looks.
+// Nothing is listed while nobody looks, or asks whether it is healthy.
 type browseTree struct {
 	list  func(context.Context) ([]snapshot.Description, error)
 	shelf *shelf
@@ -73,8 +73,27 @@ func newBrowseTree(ctx context.Context, list func(context.Context) ([]snapshot.D
 func (t *browseTree) Root(ctx context.Context, fresh bool) *fs.Folder {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !fresh || time.Since(t.asked) < max(listEvery, listRest*t.cost) {
+	if !fresh || t.recent() {
 		return t.root
+	}
+	running := t.begin()
+	if t.failed != nil { // then the last known is what there is, until it answers
+		return t.root
+	}
+	t.mu.Unlock()
+	await(ctx, running)
+	t.mu.Lock()
+	return t.root
+}
+
+// recent reports whether the last listing is too young for another one. mu is held.
+func (t *browseTree) recent() bool { return time.Since(t.asked) < max(listEvery, listRest*t.cost) }
+
+// begin begins to list the store unless that is under way, and returns what is closed
+// when it has ended. mu is held.
+func (t *browseTree) begin() (running <-chan struct{}) {
+	if t.work.Err() != nil {
+		return t.work.Done()
 	}
 	if t.running == nil {
 		running := make(chan struct{})
@@ -86,11 +105,11 @@ func (t *browseTree) Root(ctx context.Context, fresh bool) *fs.Folder {
 			t.refresh(ctx)
 		})
 	}
-	if t.failed != nil { // then the last known is what there is, until it answers
-		return t.root
-	}
-	running := t.running
-	t.mu.Unlock()
+	return t.running
+}
+
+// await waits for a listing as long as a folder does.
+func await(ctx context.Context, running <-chan struct{}) {
 	patience := time.NewTimer(listPatience)
 	defer patience.Stop()
 	select {
@@ -98,8 +117,29 @@ func (t *browseTree) Root(ctx context.Context, fresh bool) *fs.Folder {
 	case <-patience.C:
 	case <-ctx.Done():
 	}
+}
+
+// ask finds out whether the store can be listed, if it could not or nobody looked for
+// storeQuiet.
+func (t *browseTree) ask(ctx context.Context) {
 	t.mu.Lock()
-	return t.root
+	if t.recent() || t.failed == nil && time.Since(t.asked) < storeQuiet {
+		t.mu.Unlock()
+		return
+	}
+	running := t.begin()
+	t.mu.Unlock()
+	await(ctx, running)
+}
+
+// askAgain begins to list a store that could not be listed once each storeQuiet: if
+// nobody looks, nobody else does, and metrics would tell of what is long over.
+func (t *browseTree) askAgain() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed != nil && time.Since(t.asked) >= storeQuiet {
+		t.begin()
+	}
 }
 
 // expire makes the next look at the tree list the store.
@@ -209,6 +249,8 @@ func (t *browseTree) waiting() bool {
 
 // close ends what is under way. Nobody looks at the tree any more.
 func (t *browseTree) close() {
-	t.stop()
+	t.mu.Lock()
+	t.stop() // begin looks at that
+	t.mu.Unlock()
 	t.busy.Wait()
 }

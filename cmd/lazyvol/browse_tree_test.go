@@ -210,6 +210,49 @@ func TestStoreThatIsDownLeavesTheTreeAsItWas(t *testing.T) {
 	})
 }
 
+// Whether a browse is healthy is not what somebody saw who looked long ago.
+func TestAStoreIsListedForItsHealth(t *testing.T) {
+	l := &listedFake{}
+	inTree(t, l, func(t *testing.T, tree *browseTree, _ *bytes.Buffer) {
+		tree.ask(t.Context())
+		if l.times() != 1 {
+			t.Error("it is listed again at once")
+		}
+		time.Sleep(storeQuiet)
+		l.answers(0, errors.New("the store is down"))
+		tree.ask(t.Context())
+		if !tree.waiting() {
+			t.Error("a store that is down is not noticed")
+		}
+		tree.askAgain()
+		synctest.Wait()
+		if l.times() != 2 {
+			t.Error("metrics ask a store that has failed just now")
+		}
+		l.answers(0, nil)
+		time.Sleep(listEvery)
+		if tree.ask(t.Context()); tree.waiting() {
+			t.Error("a store that is back is not noticed")
+		}
+		time.Sleep(storeQuiet)
+		l.answers(0, errors.New("the store is down"))
+		tree.ask(t.Context())
+		l.answers(0, nil)
+		time.Sleep(storeQuiet)
+		tree.askAgain()
+		synctest.Wait()
+		if tree.waiting() {
+			t.Error("metrics tell for ever of a store that was down")
+		}
+		l.answers(time.Hour, nil)
+		time.Sleep(storeQuiet)
+		begin := time.Now()
+		if tree.ask(t.Context()); time.Since(begin) > listPatience {
+			t.Errorf("health waited %s", time.Since(begin))
+		}
+	})
+}
+
 func TestDamagedSnapshotsAreNamedAndTheOthersShown(t *testing.T) {
 	l := &listedFake{found: []snapshot.Description{listing(1, snapshot.Description{})}, err: errors.New("list snap-2: it is damaged")}
 	inTree(t, l, func(t *testing.T, tree *browseTree, log *bytes.Buffer) {

@@ -130,6 +130,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	section(root, "store", "The store, and keys:", a.initCommand(), a.gcCommand(), a.policyCommand(), a.keyCommand())
 	section(root, "tool", "The tool:", a.configCommand(), a.completionCommand(), a.manCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("tool")
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = helpTopic
+	}
 	root.AddCommand(a.probeMountCommand()) // hidden
 	a.complete(root)
 	return root

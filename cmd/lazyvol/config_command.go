@@ -140,6 +140,9 @@ func (a *app) printSettings(settings []effective) error {
 		if err != nil {
 			return err
 		}
+		if s.From == fromDefault && s.Value == "" {
+			fmt.Fprint(a.stdout, "# ") // it is not set, and perhaps no value that its flag takes
+		}
 		fmt.Fprintf(a.stdout, "%s  # %s\n", strings.TrimSuffix(string(line), "\n"), s.From)
 	}
 	return nil

@@ -384,7 +384,12 @@ func TestShownConfigurationsMeanTheSame(t *testing.T) {
 	if len(got) != 8 || got["mount uid"] != "8" || got["snapshot create tag"] != "[a=1 b=2]" || got[" state"] != state {
 		t.Errorf("it became %v", got)
 	}
-	if all := ok(t, "--config", again, "config", "show", "--all"); !strings.Contains(all, "# default") || !strings.Contains(all, "[volume.create]") {
+	all := ok(t, "--config", again, "config", "show", "--all")
+	if err := os.WriteFile(again, []byte(all), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ok(t, "config", "check", again)
+	if !strings.Contains(all, "# default") || !strings.Contains(all, "[volume.create]") {
 		t.Errorf("not all are shown:\n%s", all)
 	}
 }

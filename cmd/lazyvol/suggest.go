@@ -25,6 +25,15 @@ func unknownCommand(c *cobra.Command, word string) error {
 	return usageError{fmt.Errorf("%s%s; see '%s --help'", what, didYouMean(nearest(word, names)), c.CommandPath())}
 }
 
+// helpTopic refuses words that name no command.
+func helpTopic(c *cobra.Command, words []string) error {
+	topic, rest, err := c.Root().Find(words)
+	if err != nil || len(rest) == 0 {
+		return err
+	}
+	return unknownCommand(topic, rest[0])
+}
+
 // badFlag refuses flags that cannot be parsed. On a command that only has subcommands
 // it is the word before them that was wrong.
 func badFlag(c *cobra.Command, err error) error {

@@ -23,6 +23,8 @@ func TestTyposAreMetWithWhatWasMeant(t *testing.T) {
 		"snapshot create --frobnicate=yes x":  `unknown flag: --frobnicate; see 'lazyvol snapshot create --help'`,
 		"snapshot create -x y":                `unknown shorthand flag: 'x' in -x; see 'lazyvol snapshot create --help'`,
 		"snapshot list " + "--" + long("a"):   `unknown flag: --` + long("a") + `; see`,
+		"help stauts":                         `unknown command "stauts"; did you mean status?`,
+		"help snapshot lsit":                  `unknown command "lsit" for "lazyvol snapshot"; did you mean list?`,
 		"--jsn version":                       `unknown flag: --jsn; did you mean --json?`,
 		"snapshot lock snap-1 --days tuesday": `invalid argument "tuesday" for "--days" flag`,
 	} {

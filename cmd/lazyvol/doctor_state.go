@@ -268,7 +268,7 @@ func allocatedBytes(file string) int64 {
 }
 
 func judgeSpace(f spaceFacts) finding {
-	const room = "make room on it: 'lazyvol snapshot create' and 'lazyvol volume delete' free what volumes hold"
+	const room = "make room on it: 'lazyvol snapshot create', which needs a megabyte itself, and 'lazyvol volume delete' free what volumes hold"
 	switch {
 	case f.failed != nil:
 		return fail("mend the path", "%s: %v", f.dir, f.failed)

@@ -98,6 +98,9 @@ func fileOf(w io.Writer) *os.File {
 	if c, ok := w.(*console); ok {
 		w = c.w
 	}
+	if p, ok := w.(*printer); ok {
+		w = p.w
+	}
 	f, _ := w.(*os.File)
 	return f
 }

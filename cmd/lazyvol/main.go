@@ -47,6 +47,8 @@ var errInterrupted = errors.New("interrupted")
 // run runs one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	stderr = newConsole(stderr)
+	printed := &printer{w: stdout}
+	stdout = printed
 	app := &app{stdin: stdin, stdout: stdout, stderr: stderr, memory: defaultMemory, keys: newSecretKeys(), meter: newStoreMeter()}
 	defer app.events.finish()
 	root := app.command()
@@ -55,6 +57,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = printed.failure()
+	}
 	if err == nil {
 		return exitDone
 	}

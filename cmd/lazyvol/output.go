@@ -7,10 +7,39 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/dustin/go-humanize"
 )
+
+// A printer is a command's stdout. It remembers what could not be written first: an id
+// that is lost on a full disk is a failure, whatever the command did. It is safe for
+// concurrent use.
+type printer struct {
+	w io.Writer
+
+	mu     sync.Mutex // held while something is written
+	failed error
+}
+
+// Write implements [io.Writer].
+func (p *printer) Write(text []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, err := p.w.Write(text)
+	if err != nil && p.failed == nil {
+		p.failed = fmt.Errorf("print %.80q: %w", text, err)
+	}
+	return n, err
+}
+
+// failure is why something could not be written; nil: all was.
+func (p *printer) failure() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.failed
+}
 
 // printJSON prints a value as indented JSON.
 func printJSON(w io.Writer, v any) error {

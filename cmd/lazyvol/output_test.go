@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -77,5 +78,26 @@ func TestRecordsOfTheStoreCommandNoTerminal(t *testing.T) {
 	a.warning("%s", evil)
 	if i := strings.IndexAny(out.String(), "\x1b\u009b\u202e"); i >= 0 {
 		t.Errorf("a control character: %q", out.String()[i:])
+	}
+}
+
+// What is printed on a disk that is full is a failure of each command, and told: it may
+// be all that there is of an id.
+func TestWhatCannotBePrintedIsAFailure(t *testing.T) {
+	clearEnvironment(t)
+	t.Setenv("LAZYVOL_STATE", t.TempDir())
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close() // nothing was written
+	for line, told := range map[string]string{
+		"version": "lazyvol", "help": "", "config show": "", "config show --json": "", "volume create --size 1MiB": "vol-",
+	} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), strings.Fields(line), strings.NewReader(""), full, &stderr)
+		if code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") || !strings.Contains(stderr.String(), told) {
+			t.Errorf("%s: exit %d: %s; want it to tell of %q", line, code, &stderr, told)
+		}
 	}
 }

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -32,6 +34,33 @@ func TestDaemonNamesItselfAndLogsInItsFolder(t *testing.T) {
 			content, err := os.ReadFile(logs[0])
 			return err == nil && strings.Contains(string(content), target)
 		})
+	}
+}
+
+func TestDaemonKeepsNoFileOfWhoStartedIt(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
+	for _, args := range [][]string{{"mount", snap}, {"browse"}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		dir := t.TempDir()
+		cmd := h.command(t.Context(), append(args, dir)...)
+		cmd.ExtraFiles = []*os.File{w, w} // as a script's lock, or its other end of a pipe; the first number may get another use
+		out, err := cmd.CombinedOutput()
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		m := h.mounted(dir)
+		if err := r.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%v: the pipe is still open in its daemon (pid %d): %d, %v", args, m.pid, n, err)
+		}
 	}
 }
 

@@ -44,6 +44,9 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("start in the background: %w", err), w.Close())
 	}
+	if err := inheritNothing(); err != nil {
+		return "", errors.Join(fmt.Errorf("start in the background: %w", err), w.Close())
+	}
 	c := exec.Command(self, append([]string{"--" + settledFlag}, args...)...)
 	c.Dir = "/"
 	c.Stderr = a.stderr
@@ -90,6 +93,20 @@ func (a *app) spawn(ctx context.Context, args []string) (result string, err erro
 		return "", remoteError{rep}
 	}
 	return rep.Result, c.Process.Release()
+}
+
+// inheritNothing keeps the files that this process was started with, but the standard
+// ones, from those that it starts: a daemon would hold the lock of the script that ran
+// us (flock 9), and keep open its pipes, for as long as it lives.
+func inheritNothing() error {
+	const standard = 2
+	files, err := os.ReadDir("/proc/self/fd")
+	for _, f := range files {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > standard {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // backgroundEnv is the environment of a background process. What may hold a secret is

@@ -363,6 +363,9 @@ func TestKilledBrowseIsRecovered(t *testing.T) {
 	b.openImage(snap)
 	b.kill()
 	b.closeFiles()
+	if all := h.wantHealth("", "failed", "daemon"); !strings.Contains(fmt.Sprint(all), "'lazyvol browse' on the same directory") {
+		t.Errorf("of a dead browse it says %+v", all)
+	}
 	b = h.browseOn(b.dir) // on the dead mountpoint
 	b.holds(snap, disk)
 	h.fails(4, []string{"mounted"}, "browse", b.dir)

@@ -154,7 +154,11 @@ func (s served) health(ctx context.Context, p *prober) (h healthJSON, ok bool) {
 	case errors.Is(err, errNoDaemon) && !s.inSight:
 		return h, false
 	case errors.Is(err, errNoDaemon):
-		h.add("daemon", broken, "it has died: 'lazyvol mount' on the same directory recovers it")
+		again := "mount"
+		if s.id == browseID {
+			again = "browse"
+		}
+		h.add("daemon", broken, "it has died: 'lazyvol %s' on the same directory recovers it", again)
 		return h, true
 	case err != nil && ctx.Err() != nil:
 		err = context.Cause(ctx)

@@ -33,7 +33,7 @@ var (
 	errMountUnknown = errors.New("this user may not look into the mount")
 
 	errMountSilent = fmt.Errorf("the mount does not answer within %s", probePatience)
-	errMountDead   = errors.New("the mount's daemon has died: 'lazyvol mount' on the same directory recovers it")
+	errMountDead   = errors.New("the mount's daemon has died: 'lazyvol unmount' cleans it up, and mounting again does")
 )
 
 // A prober finds out whether mounts answer. Who asks a mount whose daemon hangs may

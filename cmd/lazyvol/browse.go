@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/blockstore"
 	"github.com/lazyvol/lazyvol/crypt"
@@ -234,6 +235,8 @@ func openingError(err error) error {
 		return fmt.Errorf("%w: %w", fs.ErrGone, err)
 	case isAny(err, crypt.ErrWrongKey, crypt.ErrKeyNotFound, crypt.ErrKeyDisabled, crypt.ErrKeyDenied, crypt.ErrKeyURI, snapshot.ErrShredded, blockstore.ErrDenied):
 		return fmt.Errorf("%w: %w", fs.ErrDenied, err)
+	case isAny(err, unix.EMFILE, unix.ENFILE): // by the limits of this process or the host
+		return fmt.Errorf("%w: %w", fs.ErrTooMany, err)
 	}
 	return err
 }

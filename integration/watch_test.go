@@ -244,6 +244,7 @@ func longCommands(h *host) []longCommand {
 			}
 			return tag
 		}},
+		{"snapshot tree", []string{"snapshot", "tree", "--unique"}, "", nil},
 		{"gc", []string{"gc"}, "", nil},
 	}
 }

@@ -90,9 +90,16 @@ func parentsInBin(ctx context.Context, store *snapshot.Store, found []snapshot.D
 	return parents, err
 }
 
-// freed returns what deleting each completed snapshot would free, for people.
+// freed returns what deleting each completed snapshot would free, for people. For each
+// all others of its lineage are read: who waits sees a bar, of the bytes stored.
 func (a *app) freed(ctx context.Context, store *snapshot.Store, found []snapshot.Description) (map[manifest.SnapshotID]string, error) {
 	frees := make(map[manifest.SnapshotID]string, len(found))
+	var stored int64
+	for _, d := range found {
+		stored += d.Outcome.StoredBytes
+	}
+	bar := a.newProgress("", stored)
+	defer bar.end()
 	for _, d := range found {
 		if d.State != snapshot.Completed {
 			continue
@@ -109,7 +116,9 @@ func (a *app) freed(ctx context.Context, store *snapshot.Store, found []snapshot
 		default:
 			frees[d.ID] = "frees " + size(n)
 		}
+		bar.add(d.Outcome.StoredBytes)
 	}
+	bar.finish()
 	return frees, nil
 }
 

@@ -27,8 +27,9 @@ const (
 	listEvery = 3 * time.Second
 	listRest  = 10
 
-	// listPatience is how long a folder waits for a listing before it shows the last
-	// one. One that the store did not answer is not waited for at all.
+	// listPatience is how long folders wait for a listing, all that are looked at
+	// meanwhile together, before they show the last one. One that the store did not
+	// answer is not waited for at all.
 	listPatience = 5 * time.Second
 
 	// listDeadline bounds a listing with all its retries.
@@ -55,6 +56,7 @@ type browseTree struct {
 	failed  error         // why that one failed
 	damaged error         // what is wrong with snapshots that are not shown
 	running chan struct{} // closed when the listing under way ends; nil: none is
+	began   time.Time     // when that began
 }
 
 // newBrowseTree lists the store for the first time.
@@ -80,8 +82,9 @@ func (t *browseTree) Root(ctx context.Context, fresh bool) *fs.Folder {
 	if t.failed != nil { // then the last known is what there is, until it answers
 		return t.root
 	}
+	rest := t.rest()
 	t.mu.Unlock()
-	await(ctx, running)
+	await(ctx, running, rest)
 	t.mu.Lock()
 	return t.root
 }
@@ -97,7 +100,7 @@ func (t *browseTree) begin() (running <-chan struct{}) {
 	}
 	if t.running == nil {
 		running := make(chan struct{})
-		t.running = running
+		t.running, t.began = running, time.Now()
 		t.busy.Go(func() {
 			defer close(running)
 			ctx, cancel := context.WithTimeout(t.work, listDeadline)
@@ -108,9 +111,13 @@ func (t *browseTree) begin() (running <-chan struct{}) {
 	return t.running
 }
 
-// await waits for a listing as long as a folder does.
-func await(ctx context.Context, running <-chan struct{}) {
-	patience := time.NewTimer(listPatience)
+// rest is how long folders still wait for the listing that is under way: with a store
+// that does not answer, all together no longer than one. mu is held.
+func (t *browseTree) rest() time.Duration { return listPatience - time.Since(t.began) }
+
+// await waits for a listing.
+func await(ctx context.Context, running <-chan struct{}, rest time.Duration) {
+	patience := time.NewTimer(rest)
 	defer patience.Stop()
 	select {
 	case <-running:
@@ -127,9 +134,9 @@ func (t *browseTree) ask(ctx context.Context) {
 		t.mu.Unlock()
 		return
 	}
-	running := t.begin()
+	running, rest := t.begin(), t.rest()
 	t.mu.Unlock()
-	await(ctx, running)
+	await(ctx, running, rest)
 }
 
 // askAgain begins to list a store that could not be listed once each storeQuiet: if

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -293,6 +294,21 @@ func (b *browser) statusJSON() []byte {
 	return append(data, '\n')
 }
 
+// mostProblems is how many problems of a store a browse names: a status has a bound.
+const mostProblems = 16
+
+// problemsOf takes an error apart that may join many.
+func problemsOf(err error) []string {
+	if err == nil {
+		return nil
+	}
+	problems := strings.Split(err.Error(), "\n")
+	if more := len(problems) - mostProblems; more > 0 {
+		problems = append(problems[:mostProblems], fmt.Sprintf("and %d more", more))
+	}
+	return problems
+}
+
 func (b *browser) status() statusJSON {
 	open, total := b.shelf.status()
 	s := describeDevice(browseID, total)
@@ -303,9 +319,7 @@ func (b *browser) status() statusJSON {
 	if b.tree.waiting() {
 		s.State = hydrate.Waiting.String()
 	}
-	if problem != nil {
-		s.Errors = append(s.Errors, problem.Error())
-	}
+	s.Errors = append(s.Errors, problemsOf(problem)...)
 	for _, i := range open {
 		d := describeDevice(i.id.String(), i.stats)
 		s.Size += d.Size

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -29,7 +30,7 @@ func (m *browseMonitor) health() healthJSON {
 	if _, _, refused := b.app.meter.contact(); refused {
 		h.add("store", degraded, "it denies access")
 	} else if problem != nil {
-		h.add("store", degraded, "%v", problem)
+		h.add("store", degraded, "%s", strings.Join(problemsOf(problem), "; "))
 	}
 	open, _ := b.shelf.status()
 	for _, i := range open {

@@ -96,6 +96,29 @@ func TestSignalledDaemonUnmountsAndExitsWithSuccess(t *testing.T) {
 	}
 }
 
+// As ssh's, which takes the programs in it along: the shell sends a signal, and the
+// kernel another.
+func TestTerminalThatIsClosedLeavesNoDeadMount(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDirStore(t))
+	snap := h.ok("snapshot", "create", h.image(randomBytes(1, mib)))
+	for _, args := range [][]string{{"mount", "--foreground", snap}, {"browse", "--foreground"}} {
+		dir := t.TempDir()
+		daemon := h.begin(append(args, dir)...)
+		waitFor(t, "the mount is ready", 20*time.Second, func() bool { return isMountpoint(t, dir) })
+		h.mounted(dir)
+		daemon.signal(syscall.SIGHUP)
+		daemon.signal(syscall.SIGHUP)
+		r := daemon.wait()
+		if r.code != 0 || !strings.Contains(r.stderr, "unmounted") || isMountpoint(t, dir) {
+			t.Errorf("%s\nwant exit 0, the log on stderr and no mount", r)
+		}
+	}
+	if pins := h.store.objects(t, "pins"); len(pins) != 0 {
+		t.Errorf("pins: %v", pins)
+	}
+}
+
 func TestPlainUmountEndsTheDaemon(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, nil)

@@ -23,20 +23,29 @@ func main() {
 	os.Exit(code)
 }
 
-// interruptible returns a context that ends with the first SIGINT or SIGTERM.
-// Commands then take a bounded time to undo what they were doing, and a daemon
-// as long as its mount is in use; the second signal ends the process at once.
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, or SIGHUP
+// unless that is ignored (nohup). Commands then take a bounded time to undo what they
+// were doing, and a daemon as long as its mount is in use; the second signal ends the
+// process at once. Not so a second SIGHUP: of a terminal that is closed, its shell sends
+// one, and the kernel another.
 func interruptible(parent context.Context) (ctx context.Context, interrupted func() bool) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		ends = append(ends, syscall.SIGHUP)
+	}
+	signal.Notify(signals, ends...)
 	var seen atomic.Bool
 	go func() { // lives as long as the process
 		s := <-signals
 		seen.Store(true)
 		cancel(fmt.Errorf("%w by %s", errInterrupted, s))
-		<-signals
-		os.Exit(exitInterrupted)
+		for s := range signals {
+			if s != syscall.SIGHUP {
+				os.Exit(exitInterrupted)
+			}
+		}
 	}()
 	return ctx, seen.Load
 }

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -159,5 +161,49 @@ func TestWhatAUserSaysIsMountedFromADeviceIsNotBelieved(t *testing.T) {
 	if err := unix.Unmount(said, 0); err != nil {
 		t.Error(err)
 	}
+	h.wantNothingAttached()
+}
+
+// The filesystem of a volume is frozen for the cut alone. That a store is away when a
+// timer makes a snapshot must not stop whoever writes.
+func TestFilesystemIsNotFrozenWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	s := newS3Store(t)
+	h := newHost(t, s)
+	vol := h.newMountable("ext4")
+	_, dir := h.attachMount(vol, "--read-deadline", "20s")
+	keep(t, dir, "before", []byte("kept"))
+	s.server.Freeze(t)
+	ended := make(chan result, 1)
+	making := h.begin("snapshot", "create", "--freeze-mounted", vol)
+	go func() { ended <- making.wait() }()
+	record := filepath.Join(h.state, "volumes", vol, "volume.json")
+	waitFor(t, "it is cut", commandTimeout, func() bool {
+		var r struct{ Layers []int64 }
+		data, err := os.ReadFile(record)
+		if err == nil {
+			err = json.Unmarshal(data, &r)
+		}
+		return err == nil && len(r.Layers) == 2
+	})
+	keep(t, dir, "after", []byte("written while the store is away"))
+	select {
+	case r := <-ended:
+		s.server.Thaw(t)
+		t.Fatalf("%s\nthe filesystem took no write before", r)
+	default:
+	}
+	s.server.Thaw(t)
+	r := <-ended
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	_, old := h.attachMount(strings.TrimSpace(r.stdout))
+	wantFile(t, old, "before", []byte("kept"))
+	if _, err := os.Stat(filepath.Join(old, "after")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was written after the cut is in the snapshot: %v", err)
+	}
+	h.ok("detach", old)
+	h.ok("detach", dir)
 	h.wantNothingAttached()
 }

@@ -21,6 +21,10 @@ type SnapshotOptions struct {
 	Description string
 	Tags        map[string]string
 
+	// Sealed, if set, is called once the moment of the snapshot has passed; the
+	// store is asked only after it has returned. Of a Member nothing is called.
+	Sealed func()
+
 	// Cut, if set, is called once the moment of the snapshot has passed and
 	// its intent is in the store; the upload follows.
 	Cut func(*snapshot.Attempt)
@@ -64,6 +68,9 @@ func (v *Volume) snapshot(ctx context.Context, o SnapshotOptions) (manifest.Outc
 	stopped, g, err := v.seal()
 	if err != nil {
 		return manifest.Outcome{}, err
+	}
+	if o.Sealed != nil {
+		o.Sealed()
 	}
 	outcome, err := v.upload(ctx, o, g, stopped)
 

@@ -269,3 +269,34 @@ func (w *world) snapshotInBackground(v *Volume, begun func(*snapshot.Attempt)) <
 	}()
 	return done
 }
+
+// Whoever holds something up for the moment of a snapshot, such as a filesystem that is
+// frozen, must not do so for the store.
+func TestSealedIsToldBeforeTheStoreIsAsked(t *testing.T) {
+	w := newRealWorld(t)
+	v, data := newRestored(w, 1)
+	w.overwrite(v, data, blockSize, 0, 2)
+	w.store.Inject(blockstoretest.Rule{}, blockstoretest.Fault{Hang: true})
+	w.store.Reset()
+	ctx, giveUp := context.WithCancel(w.ctx)
+	var asked []blockstoretest.Call
+	told := 0
+	_, err := v.Snapshot(ctx, SnapshotOptions{
+		Sealed: func() {
+			told++
+			asked = w.store.Calls()
+			w.overwrite(v, data, pageSize, 0, 3) // nobody is held up any more
+			giveUp()
+		},
+		Cut: func(*snapshot.Attempt) { t.Error("its intent is in no store") },
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+	if told != 1 || len(asked) > 0 {
+		t.Errorf("told %d times, after the store was asked for %v", told, asked)
+	}
+	w.store.Heal()
+	w.equal(v.Device, data, "volume")
+	w.must(v.Close())
+}

@@ -317,12 +317,12 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
 		return err
 	}
-	thaw, err := a.freezeAll(f)
+	ctx, sealed, thaw, err := a.freezeForCut(ctx, f)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, thaw()) }()
-	err = a.askSnapshot(ctx, dir, f, tags, thaw, ready)
+	defer func() { err = errors.Join(frozenLong(ctx, err), thaw()) }()
+	err = a.askSnapshot(ctx, dir, f, tags, sealed, ready)
 	if !errors.Is(err, errNoDaemon) {
 		return err
 	}
@@ -333,20 +333,21 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	defer func() { err = errors.Join(err, v.Close()) }()
 	bar := a.newProgress("", unknownTotal)
 	defer bar.end()
-	var cutErr error
+	var sealedErr, begunErr error
 	var made manifest.SnapshotID
 	start := time.Now()
 	outcome, err := v.Snapshot(ctx, volume.SnapshotOptions{
 		Description: f.description, Tags: tags,
+		Sealed: func() { sealedErr = sealed() },
 		Cut: func(attempt *snapshot.Attempt) {
 			made = attempt.ID()
 			bar.identify(made.String())
 			bar.follow(attempt.Progress)
-			cutErr = errors.Join(thaw(), begun(ready, made, dir))
+			begunErr = begun(ready, made, dir)
 		},
 	})
 	a.snapshotEnded(store, made, id, start, err)
-	if err := errors.Join(err, cutErr); err != nil {
+	if err := errors.Join(err, sealedErr, begunErr); err != nil {
 		return err
 	}
 	bar.finish()
@@ -356,8 +357,9 @@ func (a *app) createFromVolume(ctx context.Context, target string, f *createFlag
 	return nil
 }
 
-// askSnapshot lets a volume's daemon make the snapshot.
-func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags map[string]string, thaw func() error, ready *readiness) error {
+// askSnapshot lets a volume's daemon make the snapshot. sealed is called when its moment
+// has passed.
+func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags map[string]string, sealed func() error, ready *readiness) error {
 	request, err := json.Marshal(snapshotRequest{Description: f.description, Tags: tags})
 	if err != nil {
 		return err
@@ -385,10 +387,14 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 		switch {
 		case e.Error != "":
 			return remoteError{e.report}
+		case e.Sealed:
+			if err := sealed(); err != nil {
+				return err
+			}
 		case e.Cut:
 			bar.identify(e.Snapshot)
 			id, err := manifest.ParseSnapshotID(e.Snapshot)
-			if err := errors.Join(err, thaw()); err != nil {
+			if err := errors.Join(err, sealed()); err != nil {
 				return err
 			}
 			if err := begun(ready, id, dir); err != nil {

@@ -317,7 +317,8 @@ type snapshotEvent struct {
 	Snapshot   string `json:"snapshot,omitempty"`
 	DoneBytes  int64  `json:"doneBytes,omitempty"` // of the upload, and of how many
 	TotalBytes int64  `json:"totalBytes,omitempty"`
-	Cut        bool   `json:"cut,omitempty"` // the moment of the snapshot has passed
+	Sealed     bool   `json:"sealed,omitempty"` // the moment of the snapshot has passed
+	Cut        bool   `json:"cut,omitempty"`    // it is pending, and has its id; daemons of before Sealed say only this
 	Done       bool   `json:"done,omitempty"`
 	report
 }
@@ -368,7 +369,7 @@ func (d *daemon) serveSnapshot(work context.Context, w http.ResponseWriter, r *h
 }
 
 // makeSnapshot makes a snapshot and reports on it. It never waits for a slow
-// client but with the first and the last event.
+// client but with the events that tell what has happened, of which there are three.
 func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events chan<- snapshotEvent) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -380,6 +381,7 @@ func (d *daemon) makeSnapshot(ctx context.Context, req snapshotRequest, events c
 	ended := d.monitor.snapshotBegins()
 	outcome, err := d.volume.Snapshot(ctx, volume.SnapshotOptions{
 		Description: req.Description, Tags: req.Tags,
+		Sealed: func() { events <- snapshotEvent{Sealed: true} },
 		Cut: func(attempt *snapshot.Attempt) {
 			id, made = attempt.ID(), attempt
 			events <- snapshotEvent{Snapshot: attempt.ID().String(), Cut: true}

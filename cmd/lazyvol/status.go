@@ -259,6 +259,7 @@ func (a *app) statusUnmounted(ctx context.Context, id manifest.VolumeID) (status
 	if err != nil {
 		return statusJSON{}, err
 	}
+	defer host.Leaves.Close()
 	v, err := a.openFree(ctx, host, id)
 	if err != nil {
 		return statusJSON{}, err

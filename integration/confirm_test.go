@@ -24,6 +24,12 @@ func TestVolumeDeleteAsksBeforeSomethingIsLost(t *testing.T) {
 	if code, screen := s.wait(); code != 4 || !strings.Contains(screen, "nothing was changed") {
 		t.Errorf("exit %d\n%s", code, screen)
 	}
+	s = h.onScreen(140, 24, nil, "volume", "delete", dirty)
+	s.waitSee("Type " + dirty)
+	s.press("\x03") // Ctrl-C, once
+	if code, screen := s.wait(); code != 130 || !strings.Contains(screen, "interrupted") {
+		t.Errorf("Ctrl-C: exit %d\n%s", code, screen)
+	}
 	m = h.mount(dirty) // it is there
 	s = h.onScreen(140, 24, nil, "volume", "delete", dirty)
 	if code, screen := s.wait(); code != 4 || strings.Contains(screen, "Type") {

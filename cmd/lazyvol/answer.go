@@ -17,6 +17,14 @@ var errNoAnswer = errors.New("it does not answer")
 // answer returns what f does, which uses a mount whose daemon may hang: nothing but the
 // end of the process ends that then, and f is left behind. errNoAnswer.
 func answer[T any](ctx context.Context, patience time.Duration, f func() (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
+	defer cancel()
+	return orLeave(ctx, f)
+}
+
+// orLeave returns what f does, or why ctx ended before: f, which cannot be told to end, is
+// then left behind.
+func orLeave[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
@@ -26,14 +34,12 @@ func answer[T any](ctx context.Context, patience time.Duration, f func() (T, err
 		value, err := f()
 		done <- result{value, err}
 	}()
-	var nothing T
 	select {
 	case r := <-done:
 		return r.value, r.err
 	case <-ctx.Done():
+		var nothing T
 		return nothing, context.Cause(ctx)
-	case <-time.After(patience):
-		return nothing, errNoAnswer
 	}
 }
 

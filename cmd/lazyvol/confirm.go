@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,9 +17,14 @@ func (a *app) canAsk() bool {
 }
 
 // confirm says what is about to be lost, and refuses unless a person types the word.
-func (a *app) confirm(loss, word string) error {
+// Ctrl-C is an answer as well.
+func (a *app) confirm(ctx context.Context, loss, word string) error {
 	fmt.Fprintf(a.stderr, "%s Type %s to go on: ", loss, word)
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	line, err := orLeave(ctx, func() (string, error) { return bufio.NewReader(a.stdin).ReadString('\n') })
+	if ctx.Err() != nil {
+		fmt.Fprintln(a.stderr)
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("read the answer: %w", err)
 	}

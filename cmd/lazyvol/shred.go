@@ -35,7 +35,7 @@ former versions of objects keeps that of the wrapped key, too.`,
 				if !a.canAsk() {
 					return usageError{errors.New("there is nobody to ask: give --yes")}
 				}
-				if err := a.confirm(fmt.Sprintf("This destroys all snapshots of lineage %s for ever.", id), id.String()); err != nil {
+				if err := a.confirm(c.Context(), fmt.Sprintf("This destroys all snapshots of lineage %s for ever.", id), id.String()); err != nil {
 					return err
 				}
 			}

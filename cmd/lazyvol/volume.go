@@ -276,7 +276,7 @@ func (a *app) confirmDelete(ctx context.Context, id manifest.VolumeID) error {
 	default:
 		loss = fmt.Sprintf("%s were written to %s since its last snapshot, and are lost with it.", size(s.DirtyBytes), id)
 	}
-	return a.confirm(printable(loss), string(id))
+	return a.confirm(ctx, printable(loss), string(id))
 }
 
 func (a *app) volumeForgetCommand() *cobra.Command {

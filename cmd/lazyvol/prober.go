@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,11 +110,13 @@ func probed(err error) error {
 		return errMountUnknown
 	case errors.As(err, &exit) && exit.ExitCode() == probeDead:
 		return errMountDead
+	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL:
+		return errMountSilent // for somebody, who began to wait before
 	}
 	return fmt.Errorf("the mount cannot be looked at: %w", err)
 }
 
-// probeMountCommand is what startProbe runs.
+// probeMountCommand is what a prober runs.
 func (a *app) probeMountCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: probeCommand + " DIR", Hidden: true, Args: args(cobra.ExactArgs(1)),

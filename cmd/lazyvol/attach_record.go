@@ -107,9 +107,9 @@ func (m attachedMount) sameDir(other attachedMount) bool { return m.Dir == other
 
 // attachments returns the records of all that is attached, by id.
 func (a *app) attachments() (map[string]attachment, error) {
-	files, err := filepath.Glob(a.attachmentFile("*"))
+	files, err := globIn(a.attachDir(""), "*"+recordSuffix)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list what is attached: %w", err)
 	}
 	all := make(map[string]attachment)
 	for _, file := range files {

@@ -206,12 +206,11 @@ func (a *app) loopDevices(context.Context, string) (devs []cobra.Completion) {
 	if err != nil {
 		return nil
 	}
-	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	attached, err := loopdev.Attached()
 	if err != nil {
 		return nil
 	}
-	for _, f := range found {
-		dev := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(f))))
+	for _, dev := range attached {
 		image, err := loopdev.Backing(dev)
 		if err == nil && slices.Contains(dirs, filepath.Dir(image)) {
 			devs = append(devs, dev)

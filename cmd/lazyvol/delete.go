@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -138,13 +137,4 @@ for good are removed by 'lazyvol volume forget'.`,
 			return errors.Join(w.Flush(), failed)
 		},
 	}
-}
-
-// fileExists reports whether something is at path.
-func fileExists(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

@@ -57,10 +57,12 @@ type loopFile struct {
 const deletedSuffix = " (deleted)" // of sysfs, behind a backing file's path
 
 func (a *app) examineLoops(context.Context) []finding {
-	attached, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is right
+	attached, err := loopdev.Attached()
+	if err != nil {
+		return []finding{fail("see whether /sys is mounted", "%v", err)}
+	}
 	var files []loopFile
-	for _, file := range attached {
-		device := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file))))
+	for _, device := range attached {
 		backing, err := loopdev.Backing(device)
 		if err != nil || !a.isOurs(backing) { // detached meanwhile, or somebody else's
 			continue
@@ -139,7 +141,8 @@ func (a *app) recordless() (found []error) {
 }
 
 // held reports whether a process has a lock, or may have it: one that cannot be looked at
-// is no reason to call its process dead. It is shared and for a moment, as vfs.FS.Lock of another's own doubt.
+// is no reason to call its process dead. Unlike vfs.FS.Lock it makes no file. A free lock
+// is ours for a moment.
 func held(lock string) bool {
 	f, err := os.Open(lock)
 	if err != nil {
@@ -224,7 +227,7 @@ func judgeSessions(sessions []sessionFacts) (found []finding) {
 }
 
 func (a *app) examineCopies(context.Context) []finding {
-	records, _ := filepath.Glob(filepath.Join(a.state, "copies", "*", copyRecordName)) // the pattern is right
+	records, _ := globIn(filepath.Join(a.state, "copies"), "*/"+copyRecordName) // the pattern is right
 	alive := make(map[string]bool)
 	for _, record := range records {
 		dir := filepath.Dir(record)

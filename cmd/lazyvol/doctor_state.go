@@ -250,7 +250,7 @@ func (a *app) examineSpace(context.Context) finding {
 func cleanBytes(state string) int64 {
 	total := int64(0)
 	for _, pattern := range []string{"bases/*/*/data", "volumes/*/clean/data"} {
-		files, _ := filepath.Glob(filepath.Join(state, pattern)) // the pattern is right
+		files, _ := globIn(state, pattern) // which is right
 		for _, file := range files {
 			total += allocatedBytes(file)
 		}

@@ -227,7 +227,7 @@ func (s *session) endDead(ctx context.Context) error {
 // sweepUnrecorded removes the folders of sessions that were killed before they
 // had a record, and so a pin, or when they had none any more.
 func (a *app) sweepUnrecorded() error {
-	folders, err := filepath.Glob(filepath.Join(volume.SessionsDir(a.state), sessionPrefix+"*"))
+	folders, err := globIn(volume.SessionsDir(a.state), sessionPrefix+"*")
 	if err != nil {
 		return err
 	}

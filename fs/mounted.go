@@ -1,20 +1,19 @@
 package fs
 
-import (
-	"bytes"
-	"fmt"
-	"os"
-)
-
 // Mounted returns the directories on which something of ours is mounted in this
 // process's namespace, in the order of mounting. It asks the filesystems nothing,
 // so it does not wait for a slow one.
-func Mounted() ([]string, error) {
-	info, err := os.ReadFile("/proc/self/mountinfo")
+func Mounted() (dirs []string, err error) {
+	all, err := Mountpoints()
 	if err != nil {
-		return nil, fmt.Errorf("list mounts: %w", err)
+		return nil, err
 	}
-	return mounted(info)
+	for _, m := range all {
+		if m.Type == fsType {
+			dirs = append(dirs, m.Dir)
+		}
+	}
+	return dirs, nil
 }
 
 // MountedIDs returns the same directories by the ID that Options had.
@@ -27,19 +26,6 @@ func MountedIDs() (map[string][]string, error) {
 	for _, m := range all {
 		if id := m.ID(); id != "" {
 			dirs[id] = append(dirs[id], m.Dir)
-		}
-	}
-	return dirs, nil
-}
-
-func mounted(mountinfo []byte) (dirs []string, err error) {
-	for line := range bytes.Lines(mountinfo) {
-		m, err := parseMountinfo(string(line))
-		if err != nil {
-			return nil, err
-		}
-		if m.fsType == fsType {
-			dirs = append(dirs, m.path)
 		}
 	}
 	return dirs, nil

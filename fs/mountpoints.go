@@ -31,7 +31,11 @@ func Mountpoints() ([]Mountpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
-	var all []Mountpoint
+	return parseMountpoints(info)
+}
+
+// parseMountpoints parses a whole /proc/PID/mountinfo.
+func parseMountpoints(info []byte) (all []Mountpoint, err error) {
 	for line := range bytes.Lines(info) {
 		m, err := parseMountinfo(string(line))
 		if err != nil {

@@ -48,6 +48,9 @@ func TestMountpointsTellWhatIsMounted(t *testing.T) {
 			t.Errorf("%+v is not among all", on)
 		}
 	}
+	if ours, err := fs.Mounted(); err != nil || !slices.Contains(ours, d.dir) || slices.Contains(ours, odd) {
+		t.Errorf("ours are %v, %v", ours, err)
+	}
 	if on, _, err := fs.MountedOn(filepath.Join(odd, "..", "a b")); err != nil || on.Dir != odd {
 		t.Errorf("by another path: %+v, %v", on, err)
 	}

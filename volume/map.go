@@ -160,7 +160,7 @@ func (h *Host) peekBase(storeID string, img *snapshot.Image) (_ *base, err error
 	}
 	b.Clean, err = cache.OpenClean(h.FS, b.dir, g, basePages(img.Key(), img.ID()))
 	if err == nil {
-		b.leaves, err = cache.OpenIndexFile(h.FS, filepath.Join(b.dir, "index"), g, img.Key())
+		b.leaves, err = cache.OpenIndexFile(h.FS, indexPath(b.dir), g, img.Key())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("look into the base: %w", err), b.Close())

@@ -346,8 +346,8 @@ func (d *mapDrawing) printJSON(ctx context.Context, w io.Writer) error {
 	return errors.Join(err, out.Flush())
 }
 
-// grid draws the map into at most so many cells, with a bar for those who wait, and names the snapshots
-// in it.
+// grid draws the map into at most so many cells, with a bar for those who wait, and
+// names the snapshots in it.
 func (d *mapDrawing) grid(ctx context.Context, cells int64) (*mapGrid, error) {
 	const tries = 3 // each failed one means that a snapshot of the volume was made meanwhile
 	bar := d.newProgress(d.target, unknownTotal)

@@ -12,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lazyvol/lazyvol/manifest"
+	"github.com/lazyvol/lazyvol/volume"
 )
 
 // serveControl serves a handler on the control socket of dir until the test
@@ -106,6 +109,34 @@ func TestOnlyASocketThatNobodyServesIsNoDaemon(t *testing.T) {
 	for _, err := range []error{dial("connect", syscall.ECONNREFUSED), dial("connect", syscall.ENOENT), os.ErrNotExist} {
 		if !errors.Is(controlError(err), errNoDaemon) {
 			t.Errorf("%v is not taken for the absence of a daemon", err)
+		}
+	}
+}
+
+// Making a snapshot, and drawing a map, may take any time; that a daemon hangs must be
+// found out before.
+func TestDaemonThatTellsNoStatusIsAskedForNothingElse(t *testing.T) {
+	state := t.TempDir()
+	const id = manifest.VolumeID("vol-0123456789abcdef0")
+	dir := volume.Dir(state, id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	serveControl(t, dir, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/status" {
+			t.Errorf("asked for %s", r.URL)
+		}
+		writeError(w, refusal{errors.New("not now")})
+	}))
+	a := &app{state: state, stderr: io.Discard, progress: progressNone}
+	for what, ask := range map[string]func() error{
+		"snapshot": func() error {
+			return a.askSnapshot(t.Context(), dir, &createFlags{}, nil, func() error { return nil }, &readiness{})
+		},
+		"map": func() error { return (&mapDrawing{app: a}).ofMounted(t.Context(), id, mapSink{}) },
+	} {
+		if err := ask(); err == nil || !strings.Contains(err.Error(), "not now") {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

@@ -364,6 +364,11 @@ func (a *app) askSnapshot(ctx context.Context, dir string, f *createFlags, tags 
 	if err != nil {
 		return err
 	}
+	// What follows may take as long as it likes. One that hangs is found out here: it
+	// would not notice that we hang up.
+	if _, err := askStatus(ctx, dir); err != nil {
+		return err
+	}
 	// Interrupted, we hang up and listen on: when the daemon ends its answer,
 	// what it was making is gone and the changes are back in the volume.
 	body, err := dialControl(dir).hangUp(ctx).call(context.WithoutCancel(ctx), "POST", "/snapshot", bytes.NewReader(request))

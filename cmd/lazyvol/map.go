@@ -268,7 +268,11 @@ func (d *daemon) serveMap(work context.Context, w http.ResponseWriter, r *http.R
 
 // ofMounted asks the daemon that serves a volume; errNoDaemon if none does.
 func (d *mapDrawing) ofMounted(ctx context.Context, id manifest.VolumeID, to mapSink) error {
-	body, err := dialControl(volume.Dir(d.state, id)).call(ctx, "GET", "/map", nil)
+	dir := volume.Dir(d.state, id)
+	if _, err := askStatus(ctx, dir); err != nil { // else one that hangs would be waited for
+		return err
+	}
+	body, err := dialControl(dir).call(ctx, "GET", "/map", nil)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ type mountPoint struct {
 	fsType string
 	source string
 	uid    int // of the user who mounted it, if it is a FUSE mount; else -1
+	parent int // id of the mount that path is on
 }
 
 // mountAt returns the mount that dir lies on and the path of dir free of
@@ -105,8 +106,13 @@ func parseMountinfo(line string) (mountPoint, error) {
 	if err != nil {
 		return mountPoint{}, bad
 	}
+	parent, err := strconv.Atoi(string(fields[1]))
+	if err != nil {
+		return mountPoint{}, bad
+	}
 	m := mountPoint{
 		id:     id,
+		parent: parent,
 		dev:    string(fields[2]),
 		path:   unescape(fields[4]),
 		fsType: string(fields[dash+1]),

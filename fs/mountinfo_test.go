@@ -14,17 +14,18 @@ func TestParseMountinfo(t *testing.T) {
 		ok   bool
 	}{
 		{"36 35 0:52 / /mnt rw,nosuid - fuse.lazyvol lazyvol:vol-1 rw,user_id=7,group_id=0\n",
-			mountPoint{36, "0:52", "/mnt", "fuse.lazyvol", "lazyvol:vol-1", 7}, true},
+			mountPoint{36, "0:52", "/mnt", "fuse.lazyvol", "lazyvol:vol-1", 7, 35}, true},
 		{`36 35 0:52 / /a\040b\134c\011 rw shared:1 master:7 - fuse.x with\040space rw`,
-			mountPoint{36, "0:52", "/a b\\c\t", "fuse.x", "with space", -1}, true},
-		{"36 35 0:52 / /- rw - - - -", mountPoint{36, "0:52", "/-", "-", "-", -1}, true},
-		{`36 35 0:52 / /a\04 rw - x y z`, mountPoint{36, "0:52", `/a\04`, "x", "y", -1}, true},
-		{"36 35 0:52 / /empty rw - tmpfs  rw", mountPoint{36, "0:52", "/empty", "tmpfs", "", -1}, true},
+			mountPoint{36, "0:52", "/a b\\c\t", "fuse.x", "with space", -1, 35}, true},
+		{"36 35 0:52 / /- rw - - - -", mountPoint{36, "0:52", "/-", "-", "-", -1, 35}, true},
+		{`36 35 0:52 / /a\04 rw - x y z`, mountPoint{36, "0:52", `/a\04`, "x", "y", -1, 35}, true},
+		{"36 35 0:52 / /empty rw - tmpfs  rw", mountPoint{36, "0:52", "/empty", "tmpfs", "", -1, 35}, true},
 		{"", mountPoint{}, false},
 		{"36 35 0:52 / /mnt rw fuse.lazyvol lazyvol rw", mountPoint{}, false},
 		{"36 35 0:52 / /mnt rw - a b", mountPoint{}, false},
 		{"36 35 0:52 / /mnt rw - a b user_id=x", mountPoint{}, false},
 		{"x 35 0:52 / /mnt rw - a b c", mountPoint{}, false},
+		{"36 x 0:52 / /mnt rw - a b c", mountPoint{}, false},
 	} {
 		got, err := parseMountinfo(c.line)
 		if (err == nil) != c.ok || got != c.want {
@@ -49,7 +50,7 @@ func FuzzParseMountinfo(f *testing.F) {
 		if _, err := parseMountinfo(s); err != nil && !strings.Contains(err.Error(), "mountinfo") {
 			t.Errorf("%q gives %v", s, err)
 		}
-		want := mountPoint{id: 36, dev: "0:52", path: s, fsType: fsType, source: s, uid: 1}
+		want := mountPoint{id: 36, dev: "0:52", path: s, fsType: fsType, source: s, uid: 1, parent: 35}
 		line := fmt.Sprintf("36 35 0:52 / %s rw - fuse.lazyvol %[1]s rw,user_id=1\n", mangle.Replace(s))
 		if got, err := parseMountinfo(line); err != nil || got != want {
 			t.Errorf("%q gives %+v, %v", line, got, err)

@@ -13,7 +13,13 @@ type Mountpoint struct {
 	Device string // number of the filesystem, as "7:3"; of btrfs it is none of its devices'
 	Type   string // as /proc/mounts has it
 	Source string // what was mounted, such as a device's path
+
+	id, parent int
 }
+
+// In reports whether m is mounted on a folder of the filesystem that is mounted as
+// outer, its root included. Both come from the same call of Mountpoints.
+func (m Mountpoint) In(outer Mountpoint) bool { return m.parent == outer.id }
 
 // ID returns the ID of a mount of this package, and "" for any other.
 func (m Mountpoint) ID() string {
@@ -47,7 +53,7 @@ func parseMountpoints(info []byte) (all []Mountpoint, err error) {
 }
 
 func (m mountPoint) public() Mountpoint {
-	return Mountpoint{Dir: m.path, Device: m.dev, Type: m.fsType, Source: m.source}
+	return Mountpoint{Dir: m.path, Device: m.dev, Type: m.fsType, Source: m.source, id: m.id, parent: m.parent}
 }
 
 // MountedOn returns what is mounted on dir, the topmost of several, and the path of

@@ -1,6 +1,7 @@
 package fs_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,6 +60,20 @@ func TestMountpointsTellWhatIsMounted(t *testing.T) {
 	}
 	if on, _, err := fs.MountedOn(filepath.Join(odd, "below")); err != nil || on.Dir != "" {
 		t.Errorf("below it: %+v, %v", on, err)
+	}
+	below := filepath.Join(odd, "below")
+	if err := unix.Mount("inner", below, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	all, err = fs.Mountpoints()
+	if err := errors.Join(err, unix.Unmount(below, 0)); err != nil {
+		t.Fatal(err)
+	}
+	at := func(dir string) fs.Mountpoint {
+		return all[slices.IndexFunc(all, func(m fs.Mountpoint) bool { return m.Dir == dir })]
+	}
+	if !at(below).In(at(odd)) || at(odd).In(at(below)) || at(d.dir).In(at(odd)) {
+		t.Errorf("what is in what: %+v", all)
 	}
 	if _, _, err := fs.MountedOn(filepath.Join(odd, "missing")); !os.IsNotExist(err) {
 		t.Errorf("a missing folder: %v", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -206,4 +207,93 @@ func TestFilesystemIsNotFrozenWhileTheStoreIsAway(t *testing.T) {
 	h.ok("detach", old)
 	h.ok("detach", dir)
 	h.wantNothingAttached()
+}
+
+// Of a partitioned disk, or of one disk on two folders, one filesystem may be mounted in
+// another: that is no use that keeps detach from unmounting both.
+func TestDetachUnmountsOneFilesystemInAnother(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	_, dir := h.attachMount(vol)
+	inner := filepath.Join(dir, "inner")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("attach", "--mount", inner, vol)
+	held, err := os.Create(filepath.Join(dir, "held"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.fails(4, []string{dir, "in use"}, "detach", vol)
+	if !isMountpoint(t, inner) {
+		t.Errorf("%s is not mounted any more: the refusal changed it", inner)
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("detach", inner)
+	h.wantNothingAttached()
+}
+
+// What others mounted in a filesystem that is dead would go out of sight with it.
+func TestWhatIsMountedInADeadFilesystemIsLeft(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	_, dir := h.attachMount(vol)
+	inner := filepath.Join(dir, "inner")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("theirs", inner, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, inner, "file", []byte("theirs"))
+	h.fails(4, []string{inner, "unmount it first"}, "detach", vol)
+	h.attached(vol).kill()
+	h.fails(4, []string{inner, "unmount it first"}, "attach", vol)
+	h.fails(4, []string{inner, "unmount it first"}, "detach", vol)
+	wantFile(t, inner, "file", []byte("theirs"))
+	umount(t, inner)
+	h.ok("attach", vol)
+	if !isMountpoint(t, dir) {
+		t.Errorf("%s is not mounted again", dir)
+	}
+	h.ok("detach", vol)
+	h.wantNothingAttached()
+}
+
+// An attach that could not mount again what a killed daemon lost must not be the last to
+// try: what is written to the folder then goes to another disk.
+func TestWhatIsLostIsMountedAgainByTheNextAttach(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	_, first := h.attachMount(vol)
+	_, second := h.attachMount(vol)
+	keep(t, first, "file", []byte("kept"))
+	fail := func() {
+		h.attached(vol).kill()
+		toolless := *h
+		toolless.env = append(slices.Clone(h.env), "PATH="+t.TempDir()) // no mount(8)
+		toolless.fails(1, []string{first, "again"}, "attach", vol)
+		toolless.fails(1, []string{first, "again"}, "attach", vol)
+	}
+	fail()
+	h.ok("attach", vol)
+	wantFile(t, first, "file", []byte("kept"))
+	wantFile(t, second, "file", []byte("kept"))
+	h.ok("detach", second)
+	h.wantNothingAttached()
+
+	h.ok("attach", "--mount", first, vol)
+	fail()
+	h.ok("detach", vol)
+	h.wantNothingAttached()
+	h.ok("attach", vol)
+	if isMountpoint(t, first) {
+		t.Errorf("%s is mounted, which was given up", first)
+	}
+	h.ok("detach", vol)
 }

@@ -83,8 +83,7 @@ func (a *app) attach(ctx context.Context, target string, f *attachFlags) (dev st
 		return "", err
 	}
 	defer func() { err = errors.Join(err, turn.end()) }()
-	lost, err := a.prepare(p, f)
-	if err != nil {
+	if err := a.prepare(p, f); err != nil {
 		return "", err
 	}
 	mounted := false
@@ -97,7 +96,7 @@ func (a *app) attach(ctx context.Context, target string, f *attachFlags) (dev st
 		}
 		mounted = true
 	}
-	dev, err = a.attachDevice(ctx, p, lost, &f.mount)
+	dev, err = a.attachDevice(ctx, p, &f.mount)
 	if err != nil && mounted {
 		err = errors.Join(err, a.unmountAttached(context.WithoutCancel(ctx), p.dir))
 	}
@@ -118,23 +117,26 @@ func (a *app) placeInTurn(ctx context.Context, target string) (p *place, t *turn
 	return p, t, nil
 }
 
-// prepare refuses what cannot be done, and cleans up what killed daemons left. It
-// returns what of that is to be mounted again.
-func (a *app) prepare(p *place, f *attachFlags) (lost []attachedMount, err error) {
+// prepare refuses what cannot be done, and cleans up what killed daemons left.
+func (a *app) prepare(p *place, f *attachFlags) error {
 	if p.hidden != nil {
-		return nil, p.hidden
+		return p.hidden
 	}
 	if err := f.mount.refuseTaken(p); err != nil {
-		return nil, err
+		return err
 	}
-	return a.buryDead(p)
+	return a.buryDead(p, a.recordLost)
 }
 
 // attachDevice attaches a loop device to a place that is served, unless it has one,
-// and mounts what is to be mounted. After an error it leaves no device that it
-// attached.
-func (a *app) attachDevice(ctx context.Context, p *place, lost []attachedMount, f *filesystemFlags) (dev string, err error) {
+// and mounts what is to be mounted, and what was before its daemon was killed. After an
+// error it leaves no device that it attached.
+func (a *app) attachDevice(ctx context.Context, p *place, f *filesystemFlags) (dev string, err error) {
 	attached := false
+	lost, err := a.lostMounts(p.id)
+	if err != nil {
+		return "", err
+	}
 	if err := a.findDevices(p); err != nil {
 		return "", err
 	}
@@ -159,7 +161,7 @@ func (a *app) attachDevice(ctx context.Context, p *place, lost []attachedMount, 
 	}
 	if err != nil && attached {
 		ours, _, look := a.mountsOf(p.id, []string{dev}) // of what was lost, some may be mounted
-		err = errors.Join(err, look, a.unmountAll(p.id, ours), loopdev.Detach(dev))
+		err = errors.Join(err, look, a.unmountAll(p.id, ours), a.recordLost(p.id, lost), loopdev.Detach(dev))
 	}
 	return dev, err
 }

@@ -181,20 +181,46 @@ func (a *app) mountRecorded(ctx context.Context, target string, m *attachedMount
 	if on, _, look := fs.MountedOn(m.Dir); look == nil && on.Source == m.Device { // somebody was faster
 		return nil
 	}
+	if m.Lost { // to be tried again
+		return err
+	}
 	return errors.Join(err, a.forgetMount(target, *m))
 }
 
-// mountAgain mounts what was mounted on a former device of the same.
+// mountAgain mounts what was mounted before the daemon was killed, on a former device of
+// the same. Until it is mounted it stays on record as lost.
 func (a *app) mountAgain(ctx context.Context, target, dev string, m attachedMount) error {
+	err := a.tryMountAgain(ctx, target, dev, m)
+	if err != nil {
+		return fmt.Errorf("mount %s again, which was mounted when the daemon was killed ('lazyvol detach %s' gives it up): %w", m.Dir, target, err)
+	}
+	return nil
+}
+
+func (a *app) tryMountAgain(ctx context.Context, target, dev string, m attachedMount) error {
 	m.Device = dev
 	if m.Partition > 0 {
 		volume, err := chooseFilesystem(ctx, dev, m.Partition)
 		if err != nil {
-			return fmt.Errorf("mount %s again: %w", m.Dir, err)
+			return err
 		}
 		m.Device = volume.Path
 	}
-	return a.mountRecorded(ctx, target, &m)
+	on, _, err := fs.MountedOn(m.Dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case on.Dir == "":
+		err = a.mountRecorded(ctx, target, &m)
+	case on.Source != m.Device:
+		err = refusal{fmt.Errorf("something is mounted on %s already: %s (%s)", m.Dir, on.Source, on.Type)}
+	}
+	if err != nil {
+		return err
+	}
+	m.Lost = false
+	return a.recordMount(target, m)
 }
 
 // runMount runs mount(8), which knows options, helpers and security labels that the

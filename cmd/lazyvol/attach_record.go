@@ -34,6 +34,9 @@ type attachedMount struct {
 	Partition int    `json:"partition"`
 	Type      string `json:"type"`
 	Options   string `json:"options"` // all that mount(8) was given
+
+	// Lost: its daemon was killed, and it was taken down; attach mounts it again.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // recordSuffix is what the record's name has after the id of what is attached.
@@ -92,8 +95,32 @@ func (a *app) changeAttachment(target string, change func([]attachedMount) []att
 // recordMount puts a mount on record, in place of a former one on the same folder.
 func (a *app) recordMount(target string, m attachedMount) error {
 	return a.changeAttachment(target, func(mounts []attachedMount) []attachedMount {
+		if at := slices.IndexFunc(mounts, m.sameDir); at >= 0 && m.Lost { // which keeps its turn
+			mounts[at] = m
+			return mounts
+		}
 		return append(slices.DeleteFunc(mounts, m.sameDir), m)
 	})
+}
+
+// recordLost puts on record what attach is to mount again, until it has.
+func (a *app) recordLost(target string, lost []attachedMount) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	return a.changeAttachment(target, func(mounts []attachedMount) []attachedMount {
+		for _, m := range lost {
+			m.Lost = true
+			mounts = append(slices.DeleteFunc(mounts, m.sameDir), m)
+		}
+		return mounts
+	})
+}
+
+// lostMounts returns what attach is to mount again, in the order of the first time.
+func (a *app) lostMounts(target string) ([]attachedMount, error) {
+	r, err := a.attachment(target)
+	return slices.DeleteFunc(r.Mounts, func(m attachedMount) bool { return !m.Lost }), err
 }
 
 // forgetMount takes a mount off the record.

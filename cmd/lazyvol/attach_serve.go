@@ -27,8 +27,7 @@ func (a *app) attachHere(ctx context.Context, target string, f *attachFlags) err
 
 // serveInTurn is attachHere, which ends the turn as soon as it is attached.
 func (a *app) serveInTurn(ctx context.Context, p *place, f *attachFlags, endTurn func() error) error {
-	lost, err := a.prepare(p, f)
-	if err != nil {
+	if err := a.prepare(p, f); err != nil {
 		return err
 	}
 	if p.served {
@@ -38,7 +37,7 @@ func (a *app) serveInTurn(ctx context.Context, p *place, f *attachFlags, endTurn
 		return fmt.Errorf("attach: %w", err)
 	}
 	f.up = func(ctx context.Context) (string, error) {
-		dev, err := a.attachDevice(ctx, p, lost, &f.mount)
+		dev, err := a.attachDevice(ctx, p, &f.mount)
 		if err != nil {
 			return "", err
 		}

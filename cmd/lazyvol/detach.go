@@ -23,7 +23,7 @@ func (a *app) detachCommand() *cobra.Command {
 		Long: `Unmounts the filesystems that 'lazyvol attach --mount' mounted, detaches the loop
 device, and unmounts what attach mounted for it. DIR is where such a filesystem is
 mounted. If a filesystem or the device is in use, or others mounted it, or something over
-it, that is refused and all stays as it was. What a killed daemon left dead is cleaned up.`,
+or in it, that is refused and all stays as it was. What a killed daemon left dead is cleaned up.`,
 		Example: `  lazyvol detach /dev/loop0
   lazyvol detach vol-0123456789abcdef0
   lazyvol detach /mnt/data`,
@@ -80,36 +80,40 @@ func (a *app) detach(ctx context.Context, p *place, target string) error {
 	if err != nil {
 		return err
 	}
-	buried := len(p.dead) > 0
-	if _, err := a.buryDead(p); err != nil {
+	lost, err := a.lostMounts(p.id)
+	if err != nil {
+		return err
+	}
+	left := len(p.dead)+len(lost) > 0 // by a killed daemon
+	if err := a.buryDead(p, nil); err != nil {
 		return err
 	}
 	if err := a.unmountAll(p.id, ours); err != nil {
 		return err
 	}
-	var lost error // writes that did not get through; what is attached goes all the same
+	var unwritten error // writes that did not get through; what is attached goes all the same
 	for _, dev := range devices {
 		err := loopdev.Detach(dev)
 		if err != nil && !errors.Is(err, loopdev.ErrFlush) {
 			return errors.Join(err, a.mountAllAgain(ctx, p.id, ours))
 		}
-		lost = errors.Join(lost, err)
+		unwritten = errors.Join(unwritten, err)
 	}
 	if own { // else mounted by somebody else, who unmounts it
 		there, err := fileExists(p.dir)
 		if there || err != nil {
 			err = a.unmountAttached(ctx, p.dir)
-		} else if !buried {
+		} else if !left {
 			err = errNotAttached(target)
 		}
 		if err != nil {
-			return errors.Join(lost, err)
+			return errors.Join(unwritten, err)
 		}
 	}
 	if p.hidden != nil {
-		lost = errors.Join(lost, waitUnlocked(ctx, p.lock, p.pid))
+		unwritten = errors.Join(unwritten, waitUnlocked(ctx, p.lock, p.pid))
 	}
-	return errors.Join(lost, a.forgetAll(p.id))
+	return errors.Join(unwritten, a.forgetAll(p.id))
 }
 
 func errNotAttached(target string) error {
@@ -117,7 +121,7 @@ func errNotAttached(target string) error {
 }
 
 // refuseOthers refuses to take devices away on which others mounted a filesystem, or
-// over one of ours, and returns those that attach mounted.
+// over or in one of ours, and returns those that attach mounted.
 func (a *app) refuseOthers(target string, devs []string) ([]attachedMount, error) {
 	ours, others, err := a.mountsOf(target, devs)
 	if err != nil {
@@ -132,7 +136,28 @@ func (a *app) refuseOthers(target string, devs []string) ([]attachedMount, error
 			return nil, err
 		}
 	}
-	return ours, nil
+	return ours, refuseInside(ours)
+}
+
+// refuseInside refuses filesystems in which others mounted something: to unmount them
+// lazily would take that away as well.
+func refuseInside(ours []attachedMount) error {
+	mounts, err := fs.Mountpoints()
+	if err != nil {
+		return err
+	}
+	r := attachment{Mounts: ours}
+	for _, outer := range mounts {
+		if !r.has(outer) {
+			continue
+		}
+		for _, m := range mounts {
+			if m.In(outer) && !r.has(m) {
+				return refusal{fmt.Errorf("%s (%s) is mounted on %s, in the filesystem on %s: unmount it first", m.Source, m.Type, m.Dir, outer.Dir)}
+			}
+		}
+	}
+	return nil
 }
 
 // refuseCovered refuses a mount that is not the topmost on its folder: to unmount the
@@ -148,6 +173,11 @@ func (m attachedMount) refuseCovered() error {
 	return refusal{fmt.Errorf("something is mounted over the filesystem on %s: unmount that first", m.Dir)}
 }
 
+// around reports whether inner is mounted below the folder of m.
+func (m attachedMount) around(inner attachedMount) bool {
+	return strings.HasPrefix(inner.Dir, strings.TrimSuffix(m.Dir, "/")+"/")
+}
+
 // unmountAttached unmounts what attach mounted under its loop device.
 func (a *app) unmountAttached(ctx context.Context, dir string) error {
 	mounted, err := fileExists(filepath.Join(dir, fs.StatusName))
@@ -161,12 +191,18 @@ func (a *app) unmountAttached(ctx context.Context, dir string) error {
 }
 
 // buryDead cleans up where killed daemons were: the filesystems that attach mounted
-// and that are dead now, then the loop devices, then the mounts under them. It
-// returns those filesystems. What is still used goes out of sight, and fails whoever
-// uses it.
-func (a *app) buryDead(p *place) (lost []attachedMount, err error) {
-	if lost, err = a.refuseOthers(p.id, p.broken); err != nil {
-		return nil, fmt.Errorf("the daemon of %s was killed: %w", p.id, err)
+// and that are dead now, then the loop devices, then the mounts under them. Of those
+// filesystems record is told before, unless it is nil. What is still used goes out of
+// sight, and fails whoever uses it.
+func (a *app) buryDead(p *place, record func(id string, lost []attachedMount) error) error {
+	lost, err := a.refuseOthers(p.id, p.broken)
+	if err != nil {
+		return fmt.Errorf("the daemon of %s was killed: %w", p.id, err)
+	}
+	if record != nil {
+		if err := record(p.id, lost); err != nil {
+			return err
+		}
 	}
 	for _, m := range slices.Backward(lost) {
 		err := unix.Unmount(m.Dir, unix.UMOUNT_NOFOLLOW)
@@ -175,7 +211,7 @@ func (a *app) buryDead(p *place) (lost []attachedMount, err error) {
 			err = unix.Unmount(m.Dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("unmount %s, whose daemon was killed: %w", m.Dir, err)
+			return fmt.Errorf("unmount %s, whose daemon was killed: %w", m.Dir, err)
 		}
 	}
 	for _, dev := range p.broken {
@@ -186,16 +222,16 @@ func (a *app) buryDead(p *place) (lost []attachedMount, err error) {
 			err = loopdev.Release(dev)
 		}
 		if err != nil && !errors.Is(err, loopdev.ErrFlush) {
-			return nil, fmt.Errorf("detach the loop device of a killed daemon: %w", err)
+			return fmt.Errorf("detach the loop device of a killed daemon: %w", err)
 		}
 	}
 	for _, dir := range p.dead {
 		if err := fs.Recover(dir); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	p.broken, p.dead = nil, nil
-	return lost, nil
+	return nil
 }
 
 // forgetAll removes the record of what is attached.
@@ -209,9 +245,12 @@ func (a *app) forgetAll(target string) error {
 // unmountAll unmounts filesystems that attach mounted, the last one first; or none, if
 // one of them is in use, or others mounted something over it.
 func (a *app) unmountAll(target string, mounts []attachedMount) error {
-	for _, m := range mounts {
+	for i, m := range mounts {
 		if err := m.refuseCovered(); err != nil {
 			return err
+		}
+		if slices.ContainsFunc(mounts[i+1:], m.around) {
+			continue // it is in use as long as that is mounted
 		}
 		if err := unused(m.Dir); err != nil {
 			return err

@@ -297,3 +297,37 @@ func TestWhatIsLostIsMountedAgainByTheNextAttach(t *testing.T) {
 	}
 	h.ok("detach", vol)
 }
+
+// A daemon that hangs must not make hang who wants to take it down.
+func TestDetachFromADaemonThatHangsFails(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	device, dir := h.attachMount(vol)
+	keep(t, dir, "file", []byte("kept"))
+	daemon := h.attached(vol)
+	daemon.stop(true)
+	waitFor(t, "all of its threads have stopped", commandTimeout, func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", daemon.pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("its threads are %v, %v", threads, err)
+		}
+		return !slices.ContainsFunc(threads, func(file string) bool {
+			stat, err := os.ReadFile(file)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
+	var asking []*running
+	for _, args := range [][]string{{"detach", device}, {"detach", dir}, {"detach", vol}, {"attach", vol}, {"unmount", vol}} {
+		asking = append(asking, h.begin(args...))
+	}
+	for _, r := range asking {
+		if r := r.wait(); r.code != 1 || !strings.Contains(r.stderr, "hangs") {
+			t.Errorf("%s\nwant exit 1, and that it hangs", r)
+		}
+	}
+	daemon.stop(false)
+	wantFile(t, dir, "file", []byte("kept"))
+	h.ok("detach", device)
+	h.wantNothingAttached()
+}

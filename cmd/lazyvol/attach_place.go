@@ -241,6 +241,8 @@ func (a *app) placeOfDevice(ctx context.Context, dev string) (*place, error) {
 	p.served = !deadMount(dir)
 	if !p.served {
 		p.dead = []string{dir}
+	} else if _, err := statusOfMount(ctx, dir); errors.Is(err, errNoAnswer) { // nor would it take what is to be written
+		return nil, err
 	}
 	if p.served || filepath.Dir(image) != dir { // moved to the local file, which needs no daemon
 		p.devices = []string{dev}

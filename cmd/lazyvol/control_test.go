@@ -140,3 +140,28 @@ func TestDaemonThatTellsNoStatusIsAskedForNothingElse(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that ends just when it is asked is like one that has ended.
+func TestDaemonThatHangsUpIsAskedAgain(t *testing.T) {
+	dir := t.TempDir()
+	l, err := listenControl(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := l.Accept()
+		if err := errors.Join(err, l.Close()); err != nil {
+			t.Error(err)
+			return
+		}
+		if err := conn.Close(); err != nil { // with a request that was not read: a reset
+			t.Error(err)
+		}
+	}()
+	if _, err := askStatus(context.Background(), dir); !errors.Is(err, errNoDaemon) {
+		t.Errorf("it is %v, want %v", err, errNoDaemon)
+	}
+	<-done
+}

@@ -238,9 +238,15 @@ func (a *app) statusOf(ctx context.Context, target string) (statusJSON, error) {
 	if _, err := volume.ReadRecord(vfs.OS(), a.state, id); err != nil {
 		return statusJSON{}, err
 	}
-	s, err := askStatus(ctx, volume.Dir(a.state, id))
-	if errors.Is(err, errNoDaemon) {
-		return a.statusUnmounted(ctx, id)
+	dir := volume.Dir(a.state, id)
+	s, err := askStatus(ctx, dir)
+	if !errors.Is(err, errNoDaemon) {
+		return s, err
+	}
+	if s, err = a.statusUnmounted(ctx, id); errors.Is(err, volume.ErrInUse) {
+		if now, ask := askStatus(ctx, dir); ask == nil { // a daemon has come meanwhile
+			return now, nil
+		}
 	}
 	return s, err
 }
@@ -302,9 +308,23 @@ func readStatus(dir string) (statusJSON, error) {
 	return s, nil
 }
 
+// askStatus asks the daemon of a volume or session for its status. errNoDaemon,
+// errNoAnswer.
 func askStatus(ctx context.Context, dir string) (statusJSON, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	hangs := fmt.Errorf("ask the daemon of %s: %w within %v: it hangs", filepath.Base(dir), errNoAnswer, statusPatience)
+	ctx, cancel := context.WithTimeoutCause(ctx, statusPatience, hangs)
 	defer cancel()
+	s, err := readControlStatus(ctx, dir)
+	if isAny(err, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF) { // it ended meanwhile
+		s, err = readControlStatus(ctx, dir)
+	}
+	if err != nil && context.Cause(ctx) == hangs {
+		err = hangs
+	}
+	return s, err
+}
+
+func readControlStatus(ctx context.Context, dir string) (statusJSON, error) {
 	var s statusJSON
 	body, err := dialControl(dir).call(ctx, "GET", "/status", nil)
 	if err != nil {

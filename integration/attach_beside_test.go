@@ -331,3 +331,59 @@ func TestDetachFromADaemonThatHangsFails(t *testing.T) {
 	h.ok("detach", device)
 	h.wantNothingAttached()
 }
+
+// Where a killed daemon's loop device is left, only detach and attach know how to clean
+// up: without the volume, or its mountpoint, they would not find it.
+func TestWhatADeadDeviceIsOnStays(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	served := h.mount(vol)
+	_, dir := h.attachMount(vol)
+	keep(t, dir, "file", []byte("kept"))
+	served.kill()
+	h.fails(4, []string{"killed", "detach"}, "unmount", served.dir)
+	h.fails(4, []string{"killed", "detach"}, "mount", vol, served.dir)
+	h.fails(4, []string{"killed", "detach"}, "volume", "delete", "--yes", vol)
+	h.ok("detach", dir)
+	h.wantNothingAttached()
+	served = h.mount(vol)
+	h.ok("attach", "--mount", dir, vol)
+	wantFile(t, dir, "file", []byte("kept"))
+	h.ok("detach", vol)
+	served.unmount()
+	h.ok("volume", "delete", "--yes", vol)
+	h.wantNothingAttached()
+}
+
+// A filesystem over the state directory would hide what commands need to take it away.
+func TestStateDirectoryIsNotMountedOver(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	vol := h.newMountable("ext4")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(h.dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{h.state, filepath.Join(h.state, "volumes"), h.dir, link, filepath.Join(link, "state")} {
+		h.fails(4, []string{dir, "state directory"}, "mount", vol, dir)
+		r := h.run("attach", "--mount", dir, vol)
+		r.failed(t, 4, "state directory")
+	}
+	h.wantNothingAttached()
+}
+
+func TestDetachOfAFolderThatIsGone(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, nil)
+	h.state = filepath.Join(h.dir, "st[at]e*") // which is no pattern
+	vol := h.newMountable("ext4")
+	_, dir := h.attachMount(vol)
+	umount(t, dir)
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("detach", dir)
+	h.wantNothingAttached()
+	h.fails(3, []string{dir}, "detach", dir)
+}

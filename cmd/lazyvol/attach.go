@@ -125,6 +125,11 @@ func (a *app) prepare(p *place, f *attachFlags) error {
 	if err := f.mount.refuseTaken(p); err != nil {
 		return err
 	}
+	if f.mount.dir != "" {
+		if err := a.refuseHiding(f.mount.dir); err != nil {
+			return err
+		}
+	}
 	return a.buryDead(p, a.recordLost)
 }
 

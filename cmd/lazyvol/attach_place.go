@@ -278,6 +278,9 @@ func (a *app) placeOfStray(ctx context.Context, dev string) (*place, error) {
 // others.
 func (a *app) placeOfMount(ctx context.Context, dir string) (*place, error) {
 	on, path, err := fs.MountedOn(dir)
+	if errors.Is(err, unix.ENOENT) {
+		path, err = filepath.Abs(dir)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (a *app) attachment(target string) (r attachment, err error) {
 		err = json.Unmarshal(data, &r)
 	}
 	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
-		return r, fmt.Errorf("read what is attached: %w", err)
+		return r, fmt.Errorf("read what is attached in %s: %w", a.attachmentFile(target), err)
 	}
 	if r.Boot != boot {
 		r = attachment{Boot: boot}

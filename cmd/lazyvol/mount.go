@@ -194,7 +194,7 @@ func (a *app) becomeDaemon(dir string) (*slog.Logger, *readiness, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkMountpoint(dir); err != nil {
+	if err := errors.Join(checkMountpoint(dir), a.refuseHiding(dir)); err != nil {
 		return nil, nil, ready.failed(err)
 	}
 	a.logFile = newLogFile()
@@ -204,7 +204,7 @@ func (a *app) becomeDaemon(dir string) (*slog.Logger, *readiness, error) {
 // checkMountpoint makes sure that a directory can be mounted on, and recovers
 // it if a killed daemon left it dead.
 func checkMountpoint(dir string) error {
-	if err := fs.Recover(dir); err != nil {
+	if err := recoverMountpoint(dir); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("mountpoint %s does not exist; make it first", dir)
 		}
@@ -222,6 +222,29 @@ func checkMountpoint(dir string) error {
 	}
 	if st.Dev != parent.Dev {
 		return refusal{fmt.Errorf("something is mounted on %s already", dir)}
+	}
+	return nil
+}
+
+// refuseHiding refuses to mount on the state directory, or above it, or on one of its
+// folders: no command would find what it has there.
+func (a *app) refuseHiding(dir string) error {
+	state, err := filepath.EvalSymlinks(a.state)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at the state directory: %w", err)
+	}
+	_, path, err := fs.MountedOn(dir)
+	if errors.Is(err, os.ErrNotExist) { // which others tell
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("mountpoint %s: %w", dir, err)
+	}
+	if rel, err := filepath.Rel(path, state); err == nil && filepath.IsLocal(rel) || filepath.Dir(path) == state {
+		return refusal{fmt.Errorf("mountpoint %s: the state directory %s would be out of sight", dir, a.state)}
 	}
 	return nil
 }

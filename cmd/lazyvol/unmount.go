@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/internal/loopdev"
 	"github.com/lazyvol/lazyvol/internal/vfs"
 	"github.com/lazyvol/lazyvol/manifest"
 	"github.com/lazyvol/lazyvol/volume"
@@ -72,7 +73,7 @@ func inSight(s statusJSON) error {
 func (a *app) unmount(ctx context.Context, dir string) error {
 	s, err := statusOfMount(ctx, dir)
 	if errors.Is(err, unix.ENOTCONN) { // a killed daemon left it
-		return fs.Recover(dir)
+		return recoverMountpoint(dir)
 	}
 	if err != nil {
 		return err
@@ -88,6 +89,22 @@ func (a *app) unmount(ctx context.Context, dir string) error {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return waitUnlocked(ctx, lock, s.PID)
+}
+
+// recoverMountpoint makes a directory usable again that a killed daemon left dead. One that has a
+// loop device is refused: detach would not find the device any more, nor what is mounted
+// from it.
+func recoverMountpoint(dir string) error {
+	if deadMount(dir) {
+		devs, err := loopdev.FindByBacking(filepath.Join(dir, fs.ImageName))
+		if err != nil {
+			return err
+		}
+		if len(devs) > 0 {
+			return refusal{fmt.Errorf("its daemon was killed, and %s is attached to it: clean up with 'lazyvol detach %s' first", strings.Join(devs, ", "), devs[0])}
+		}
+	}
+	return fs.Recover(dir)
 }
 
 // lockOf returns the lock file that a mount's daemon holds while it lives.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -255,11 +256,28 @@ else. At a terminal it asks before that is lost, unless --yes is given.`,
 					return err
 				}
 			}
+			if err := a.refuseAttached(id); err != nil {
+				return err
+			}
 			return host.Delete(ctx, id)
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
+}
+
+// refuseAttached refuses a volume whose loop device, and what is mounted from it, a killed
+// daemon left behind: detach does not find those of a volume that there is not. One that
+// is served is refused anyway.
+func (a *app) refuseAttached(id manifest.VolumeID) error {
+	p := &place{id: string(id), dir: a.attachDir(string(id)), served: true}
+	if err := a.findDevices(p); err != nil {
+		return err
+	}
+	if len(p.broken) > 0 {
+		return refusal{fmt.Errorf("the daemon of %s was killed, and %s is still attached: clean up with 'lazyvol detach %[1]s' first", id, strings.Join(p.broken, ", "))}
+	}
+	return nil
 }
 
 // confirmDelete asks a person before a volume is deleted with what was never

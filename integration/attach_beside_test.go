@@ -343,6 +343,7 @@ func TestWhatADeadDeviceIsOnStays(t *testing.T) {
 	keep(t, dir, "file", []byte("kept"))
 	served.kill()
 	h.fails(4, []string{"killed", "detach"}, "unmount", served.dir)
+	h.fails(4, []string{"killed", "detach"}, "unmount", vol)
 	h.fails(4, []string{"killed", "detach"}, "mount", vol, served.dir)
 	h.fails(4, []string{"killed", "detach"}, "volume", "delete", "--yes", vol)
 	h.ok("detach", dir)
@@ -351,7 +352,9 @@ func TestWhatADeadDeviceIsOnStays(t *testing.T) {
 	h.ok("attach", "--mount", dir, vol)
 	wantFile(t, dir, "file", []byte("kept"))
 	h.ok("detach", vol)
-	served.unmount()
+	served.kill()
+	h.ok("unmount", vol)
+	h.fails(3, []string{"not mounted"}, "unmount", vol)
 	h.ok("volume", "delete", "--yes", vol)
 	h.wantNothingAttached()
 }

@@ -368,7 +368,7 @@ func TestPartitionWithTheFilesystemIsMounted(t *testing.T) {
 			h.fails(3, []string{"no partition 7", "64 MiB", "ext4"}, "attach", "--mount", h.mountDir(), "--partition", "7", vol)
 			h.fails(4, []string{"already"}, "attach", "--mount", dir, "--partition", "2", vol)
 			snap := h.ok("snapshot", "create", "--freeze-mounted", vol)
-			h.ok("detach", dir)
+			h.ok("detach", device+"p3")
 			_, old := h.attachMount(snap)
 			wantFile(t, old, "file", []byte("kept"))
 			h.ok("detach", snap)

@@ -204,8 +204,9 @@ func (a *app) mountsOf(target string, devs []string) (ours []attachedMount, othe
 	return ours, others, nil
 }
 
-// placeOfDevice finds out what a loop device is attached to.
+// placeOfDevice finds out what a loop device, or that of a partition, is attached to.
 func (a *app) placeOfDevice(ctx context.Context, dev string) (*place, error) {
+	dev = loopdev.Whole(dev)
 	image, err := loopdev.Backing(dev)
 	if errors.Is(err, loopdev.ErrNotAttached) {
 		return nil, codedError{err.Error(), exitNotFound}

@@ -56,9 +56,28 @@ func (a *app) findMount(ctx context.Context, target string) (string, error) {
 		return "", err
 	}
 	if s.Mountpoint == "" {
+		dir, err := leftMount(target)
+		if dir != "" || err != nil {
+			return dir, err
+		}
 		return "", codedError{fmt.Sprintf("%s is not mounted", target), exitNotFound}
 	}
 	return s.Mountpoint, inSight(s)
+}
+
+// leftMount returns a mountpoint of a volume that a killed daemon left dead, "" if there
+// is none.
+func leftMount(target string) (string, error) {
+	mounts, err := fs.Mountpoints()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.ID() == target && deadMount(m.Dir) {
+			return m.Dir, nil
+		}
+	}
+	return "", nil
 }
 
 // inSight refuses a mount that is out of sight: its daemon was told to end, and

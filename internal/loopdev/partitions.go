@@ -95,6 +95,22 @@ func Numbers(dev string) ([]string, error) {
 	return numbers, nil
 }
 
+// Whole returns the device of which dev is a partition, and dev itself if it is none.
+// Symbolic links, such as those in /dev/disk, are followed.
+func Whole(dev string) string {
+	if path, err := filepath.EvalSymlinks(dev); err == nil {
+		dev = path
+	}
+	path, err := filepath.EvalSymlinks(filepath.Join("/sys/class/block", filepath.Base(dev)))
+	if err != nil {
+		return dev
+	}
+	if _, err := os.Stat(filepath.Join(path, "partition")); err != nil {
+		return dev
+	}
+	return filepath.Join(filepath.Dir(dev), filepath.Base(filepath.Dir(path)))
+}
+
 // Attached returns all loop devices that are attached to something, whosever
 // they are, in no particular order.
 func Attached() (devs []string, err error) {

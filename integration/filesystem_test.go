@@ -204,7 +204,7 @@ func TestAttachOfAMountedVolumeUsesItsMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameBytes(t, "the file under the device", m.read(2*mib, mib), want)
-	h.fails(4, []string{"in use"}, "unmount", m.dir)
+	h.fails(4, []string{"in use", "detach " + device}, "unmount", m.dir)
 	h.ok("detach", device)
 	m.equals(append(append(make([]byte, 2*mib), want...), make([]byte, 5*mib)...)) // still mounted
 	m.unmount()

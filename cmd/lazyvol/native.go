@@ -224,12 +224,16 @@ func (a *app) movedFrom(which func(*session) bool) (devs []string, err error) {
 	return devs, nil
 }
 
-// refuseMoved refuses to take a mount away off which loop devices were moved: they
-// use it as much as those that were not.
-func (a *app) refuseMoved(dir string, pid int) error {
-	devs, err := a.movedFrom(func(s *session) bool { return s.Mountpoint == dir && s.PID == pid })
-	if err == nil && len(devs) > 0 {
-		err = fmt.Errorf("unmount %s: %w: %s is attached", dir, fs.ErrBusy, strings.Join(devs, ", "))
+// refuseAttachedMount refuses to take a mount away on which there are loop devices, or off
+// which some were moved: those use it as much.
+func (a *app) refuseAttachedMount(dir string, pid int) error {
+	devs, err := loopdev.FindByBacking(filepath.Join(dir, fs.ImageName))
+	if err != nil {
+		return err
+	}
+	moved, err := a.movedFrom(func(s *session) bool { return s.Mountpoint == dir && s.PID == pid })
+	if devs = append(devs, moved...); err == nil && len(devs) > 0 {
+		err = fmt.Errorf("unmount %s: %w: %s is attached: 'lazyvol detach %s' first", dir, fs.ErrBusy, strings.Join(devs, ", "), devs[0])
 	}
 	return err
 }

@@ -97,7 +97,7 @@ func (a *app) unmount(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.refuseMoved(dir, s.PID); err != nil {
+	if err := a.refuseAttachedMount(dir, s.PID); err != nil {
 		return err
 	}
 	lock, err := a.lockOf(s)

@@ -260,8 +260,11 @@ func (h *host) exporter(t *testing.T) exporter {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
 	waitFor(t, "metrics are served", 20*time.Second, func() bool {
-		_, err := os.Stat(socket)
-		return err == nil
+		conn, err := net.Dial("unix", socket) // it is there before anybody listens on it
+		if err != nil {
+			return false
+		}
+		return conn.Close() == nil
 	})
 	return e
 }

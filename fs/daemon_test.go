@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/lazyvol/lazyvol/fs"
+	"github.com/lazyvol/lazyvol/internal/loopdev/loopdevtest"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 	case "unmount":
 		end(fs.Unmount(os.Args[1]))
 	default:
+		loopdevtest.Lock()
 		goleak.VerifyTestMain(m)
 	}
 }

@@ -15,26 +15,27 @@ const module = "github.com/lazyvol/lazyvol/"
 // layers is the table of ARCHITECTURE.md: which package may import which others
 // of ours. Tests may import more, of what is made for tests.
 var layers = map[string][]string{
-	"manifest":                  {},
-	"crypt":                     {},
-	"crypt/kmstest":             {},
-	"blockstore":                {"manifest", "crypt"},
-	"blockstore/blockstoretest": {"manifest", "blockstore"},
-	"snapshot":                  {"manifest", "crypt", "blockstore"},
-	"cache":                     {"manifest", "crypt", "internal/vfs"},
-	"volume":                    {"manifest", "crypt", "blockstore", "snapshot", "cache", "internal/vfs"},
-	"hydrate":                   {"manifest"},
-	"fs":                        {},
-	"internal/loopdev":          {},
-	"internal/probe":            {},
-	"internal/vfs":              {},
-	"cmd/lazyvol":               {"manifest", "crypt", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/probe", "internal/vfs"},
-	"integration":               {},
-	"integration/bench":         {"manifest", "blockstore"},
+	"manifest":                     {},
+	"crypt":                        {},
+	"crypt/kmstest":                {},
+	"blockstore":                   {"manifest", "crypt"},
+	"blockstore/blockstoretest":    {"manifest", "blockstore"},
+	"snapshot":                     {"manifest", "crypt", "blockstore"},
+	"cache":                        {"manifest", "crypt", "internal/vfs"},
+	"volume":                       {"manifest", "crypt", "blockstore", "snapshot", "cache", "internal/vfs"},
+	"hydrate":                      {"manifest"},
+	"fs":                           {},
+	"internal/loopdev":             {},
+	"internal/loopdev/loopdevtest": {},
+	"internal/probe":               {},
+	"internal/vfs":                 {},
+	"cmd/lazyvol":                  {"manifest", "crypt", "blockstore", "snapshot", "cache", "volume", "hydrate", "fs", "internal/loopdev", "internal/probe", "internal/vfs"},
+	"integration":                  {},
+	"integration/bench":            {"manifest", "blockstore"},
 }
 
 // forTests are the packages that only tests may import, wherever they are.
-var forTests = []string{"blockstore/blockstoretest", "crypt/kmstest"}
+var forTests = []string{"blockstore/blockstoretest", "crypt/kmstest", "internal/loopdev/loopdevtest"}
 
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()

@@ -179,16 +179,17 @@ func fakeSampler(ids []string, ask func(ctx context.Context, id string, known bo
 func TestSilentDaemonHoldsUpNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var hung atomic.Bool
-		answers := make(map[string]int64)
+		var answers atomic.Int64 // of b
 		s := fakeSampler([]string{"a", "b"}, func(ctx context.Context, id string, _ bool) reading {
 			if id == "a" && hung.Load() {
 				<-ctx.Done()
 				return reading{silent: true, statusJSON: statusJSON{ID: id, Errors: []string{ctx.Err().Error()}}}
 			}
+			dirty := int64(0)
 			if id == "b" {
-				answers[id]++
+				dirty = answers.Add(1) << 20
 			}
-			return reading{statusJSON: statusJSON{ID: id, State: "hydrated", PID: 1, Size: 77, DirtyBytes: answers[id] << 20}}
+			return reading{statusJSON: statusJSON{ID: id, State: "hydrated", PID: 1, Size: 77, DirtyBytes: dirty}}
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		take := func() sample {
@@ -203,7 +204,7 @@ func TestSilentDaemonHoldsUpNoOther(t *testing.T) {
 		take()
 		time.Sleep(framePatience)
 		hung.Store(true)
-		before := answers["b"]
+		before := answers.Load()
 		for i := range 5 {
 			time.Sleep(time.Second - framePatience)
 			r := take().rows

@@ -16,9 +16,14 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazyvol/lazyvol/internal/loopdev/loopdevtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	loopdevtest.Lock()
+	goleak.VerifyTestMain(m)
+}
 
 const size = 4 << 20
 

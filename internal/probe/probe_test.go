@@ -13,9 +13,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/lazyvol/lazyvol/internal/loopdev/loopdevtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	loopdevtest.Lock() // mkfs.btrfs fails if a loop device has its file on a dead mount
+	goleak.VerifyTestMain(m)
+}
 
 const id = "01234567-89ab-cdef-0123-456789abcdef"
 

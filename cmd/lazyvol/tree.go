@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) snapshotTreeCommand() *cobra.Command {
-	var all, unique bool
+	var all, unique, asJSON bool
 	c := &cobra.Command{
 		Use: "tree", Short: "Show which snapshot was made from which", Args: args(cobra.NoArgs),
 		Long: `Shows the snapshots of each lineage as a tree, oldest first: each below the one it was
@@ -46,21 +46,25 @@ Snapshots whose records are damaged are left out and named, and the exit code is
 			if binned == nil {
 				return damagedInBin
 			}
-			if len(found) == 0 && damaged == nil {
+			if len(found) == 0 && damaged == nil && !asJSON {
 				a.note("no snapshot in %s", store)
 			}
 			trees := growTrees(found, binned)
-			var frees map[manifest.SnapshotID]string
+			var frees map[manifest.SnapshotID]freed
 			if unique {
 				if frees, err = a.freed(ctx, store, found); err != nil {
 					return err
 				}
+			}
+			if asJSON {
+				return errors.Join(printJSON(a.stdout, describeTrees(trees, frees)), damaged, damagedInBin)
 			}
 			return errors.Join(drawTrees(a.stdout, trees, frees), damaged, damagedInBin)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "show aborted ones too")
 	c.Flags().BoolVar(&unique, "unique", false, "show what deleting each would free")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON: each lineage's snapshots in the order of the tree, with that which they are Below")
 	return c
 }
 
@@ -90,10 +94,18 @@ func parentsInBin(ctx context.Context, store *snapshot.Store, found []snapshot.D
 	return parents, err
 }
 
-// freed returns what deleting each completed snapshot would free, for people. For each
-// all others of its lineage are read: who waits sees a bar, of the bytes stored.
-func (a *app) freed(ctx context.Context, store *snapshot.Store, found []snapshot.Description) (map[manifest.SnapshotID]string, error) {
-	frees := make(map[manifest.SnapshotID]string, len(found))
+// freed is what deleting a snapshot would free.
+type freed struct {
+	bytes   int64
+	unknown string // why it is not known, for people; "": it is
+}
+
+func (f freed) String() string { return cmp.Or(f.unknown, "frees "+size(f.bytes)) }
+
+// freed returns what deleting each completed snapshot would free. For each all others
+// of its lineage are read: who waits sees a bar, of the bytes stored.
+func (a *app) freed(ctx context.Context, store *snapshot.Store, found []snapshot.Description) (map[manifest.SnapshotID]freed, error) {
+	frees := make(map[manifest.SnapshotID]freed, len(found))
 	var stored int64
 	for _, d := range found {
 		stored += d.Outcome.StoredBytes
@@ -108,13 +120,13 @@ func (a *app) freed(ctx context.Context, store *snapshot.Store, found []snapshot
 		switch {
 		case errors.Is(err, snapshot.ErrNoKey), errors.Is(err, blockstore.ErrDenied): // as in snapshot show
 			a.log().Warn("what deleting it would free is not known", "snapshot", d.ID, "error", err)
-			frees[d.ID] = "frees ?"
+			frees[d.ID] = freed{unknown: "frees ?"}
 		case errors.Is(err, snapshot.ErrNotFound): // deleted since it was listed
-			frees[d.ID] = "deleted"
+			frees[d.ID] = freed{unknown: "deleted"}
 		case err != nil:
 			return nil, err
 		default:
-			frees[d.ID] = "frees " + size(n)
+			frees[d.ID] = freed{bytes: n}
 		}
 		bar.add(d.Outcome.StoredBytes)
 	}
@@ -193,7 +205,7 @@ func cutCircles(nodes []*treeNode) {
 
 // drawTrees draws each lineage below a line of its own. Frees, unless it is nil,
 // has what to say of what deleting each snapshot frees.
-func drawTrees(out io.Writer, trees []*lineageTree, frees map[manifest.SnapshotID]string) error {
+func drawTrees(out io.Writer, trees []*lineageTree, frees map[manifest.SnapshotID]freed) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	for _, t := range trees {
 		encrypted := "not encrypted"
@@ -211,7 +223,7 @@ func drawTrees(out io.Writer, trees []*lineageTree, frees map[manifest.SnapshotI
 
 // drawSiblings draws snapshots with all below them. Generations of only children
 // stay in one column: a hundred are no line that nobody can read.
-func drawSiblings(w io.Writer, siblings []*treeNode, indent string, frees map[manifest.SnapshotID]string) {
+func drawSiblings(w io.Writer, siblings []*treeNode, indent string, frees map[manifest.SnapshotID]freed) {
 	for i, n := range siblings {
 		branch, below := "├─ ", "│  "
 		if i == len(siblings)-1 {
@@ -226,7 +238,7 @@ func drawSiblings(w io.Writer, siblings []*treeNode, indent string, frees map[ma
 	}
 }
 
-func drawNode(w io.Writer, n *treeNode, branch string, frees map[manifest.SnapshotID]string) {
+func drawNode(w io.Writer, n *treeNode, branch string, frees map[manifest.SnapshotID]freed) {
 	j := describe(n.Description)
 	first := branch + j.SnapshotId
 	switch {
@@ -237,11 +249,58 @@ func drawNode(w io.Writer, n *treeNode, branch string, frees map[manifest.Snapsh
 	}
 	cells := []string{first, n.Start.Local().Format(time.DateTime), size(j.VolumeSizeBytes), "stored " + size(j.StoredBytes)}
 	if frees != nil {
-		cells = append(cells, frees[n.ID])
+		told := ""
+		if f, ok := frees[n.ID]; ok {
+			told = f.String()
+		}
+		cells = append(cells, told)
 	}
 	name := oneLine(cmp.Or(n.Tags["Name"], n.Description.Description))
 	if !n.Parent.IsZero() && (n.parent == nil || n.parent.ID != n.Parent) {
 		name = strings.TrimSpace(name + " (parent " + n.Parent.String() + " is not listed)")
 	}
 	fmt.Fprintln(w, strings.TrimRight(strings.Join(append(cells, name), "\t"), "\t"))
+}
+
+// treesJSON is what 'snapshot tree --json' prints. It is not nested: tools that read JSON
+// bound how deep, and a year of nights is a chain of 365.
+type treesJSON struct {
+	Lineages []lineageJSON
+}
+
+type lineageJSON struct {
+	LineageId string
+	Encrypted bool
+	Snapshots []branchJSON
+}
+
+// branchJSON is a snapshot in a tree.
+type branchJSON struct {
+	snapshotJSON
+	Below string `json:",omitempty"` // the nearest ancestor that is listed
+}
+
+// describeTrees describes trees, each from its roots on, a snapshot before those below it.
+func describeTrees(trees []*lineageTree, frees map[manifest.SnapshotID]freed) treesJSON {
+	all := treesJSON{Lineages: []lineageJSON{}}
+	for _, t := range trees {
+		l := lineageJSON{LineageId: t.id.String(), Encrypted: t.encryption != nil}
+		var add func(siblings []*treeNode)
+		add = func(siblings []*treeNode) {
+			for _, n := range siblings {
+				b := branchJSON{snapshotJSON: describe(n.Description)}
+				if f, ok := frees[n.ID]; ok && f.unknown == "" {
+					b.UniqueBytes = &f.bytes
+				}
+				if n.parent != nil {
+					b.Below = n.parent.ID.String()
+				}
+				l.Snapshots = append(l.Snapshots, b)
+				add(n.children)
+			}
+		}
+		add(t.roots)
+		all.Lineages = append(all.Lineages, l)
+	}
+	return all
 }

@@ -30,7 +30,7 @@ func made(lineage manifest.LineageID, serial, parent uint64) snapshot.Descriptio
 	return d
 }
 
-func drawn(t testing.TB, trees []*lineageTree, frees map[manifest.SnapshotID]string) string {
+func drawn(t testing.TB, trees []*lineageTree, frees map[manifest.SnapshotID]freed) string {
 	t.Helper()
 	var out strings.Builder
 	if err := drawTrees(&out, trees, frees); err != nil {
@@ -46,12 +46,12 @@ func TestTreeShowsWhatWasMadeFromWhat(t *testing.T) {
 	found[2].Encryption = &manifest.Encryption{KeyURI: "file:///key"}
 	found[4].State, found[4].Percent, found[4].Outcome = snapshot.Pending, 40, manifest.Outcome{}
 	binned := map[manifest.SnapshotID]manifest.SnapshotID{treeID(1, 7): treeID(1, 1)} // 6 is gone for good
-	frees := map[manifest.SnapshotID]string{treeID(1, 1): "frees 1.0 MiB"}
+	frees := map[manifest.SnapshotID]freed{treeID(1, 1): {bytes: 1 << 20}, treeID(1, 3): {unknown: "frees ?"}}
 	want := strings.TrimPrefix(`
 lineage 00000001, not encrypted
 ├─ snap-00000001000000001              2026-11-02 12:00:00  10 GiB  stored 3.0 MiB  frees 1.0 MiB  nightly
 │  ├─ snap-00000001000000002           2026-11-03 12:00:00  10 GiB  stored 3.0 MiB                 two lines  [31m
-│  │  ├─ snap-00000001000000003        2026-11-04 12:00:00  10 GiB  stored 3.0 MiB
+│  │  ├─ snap-00000001000000003        2026-11-04 12:00:00  10 GiB  stored 3.0 MiB  frees ?
 │  │  │  ↓ snap-00000001000000005      2026-11-06 12:00:00  10 GiB  stored 3.0 MiB
 │  │  └─ snap-00000001000000004 pending 40%  2026-11-05 12:00:00  10 GiB  stored 0 B
 │  └─ snap-00000001000000008           2026-11-09 12:00:00  10 GiB  stored 3.0 MiB                 (parent snap-00000001000000007 is not listed)
@@ -61,6 +61,31 @@ lineage 00000002, encrypted
 `, "\n")
 	if diff := cmp.Diff(squeezed(want), squeezed(drawn(t, growTrees(found, binned), frees))); diff != "" {
 		t.Errorf("the tree (-want +got):\n%s", diff)
+	}
+}
+
+func TestTreeForProgramsHasTheOrderOfTheTree(t *testing.T) {
+	found := []snapshot.Description{made(1, 1, 0), made(1, 2, 1), made(2, 1, 0), made(1, 3, 1), made(1, 4, 2), made(1, 9, 6)}
+	found[2].Encryption = &manifest.Encryption{KeyURI: "file:///key"}
+	frees := map[manifest.SnapshotID]freed{treeID(1, 2): {bytes: 7}, treeID(1, 3): {unknown: "frees ?"}}
+	var got []string
+	for _, l := range describeTrees(growTrees(found, nil), frees).Lineages {
+		got = append(got, fmt.Sprintf("%s %t", l.LineageId, l.Encrypted))
+		for _, b := range l.Snapshots {
+			line := b.SnapshotId + " below " + b.Below
+			if b.UniqueBytes != nil {
+				line += fmt.Sprint(" frees ", *b.UniqueBytes)
+			}
+			got = append(got, line)
+		}
+	}
+	id := func(serial uint64) string { return treeID(1, serial).String() }
+	want := []string{
+		"00000001 false", id(1) + " below ", id(2) + " below " + id(1) + " frees 7", id(4) + " below " + id(2), id(3) + " below " + id(1), id(9) + " below ",
+		"00000002 true", treeID(2, 1).String() + " below ",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

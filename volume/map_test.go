@@ -98,6 +98,7 @@ func ofAny(manifest.SnapshotID, manifest.Geometry) error { return nil }
 // covers every byte once and has nothing in two that would fit in one.
 func (c *chart) check(what string) {
 	c.t.Helper()
+	c.w.eventually("what was fetched is kept", func() bool { return c.v.DemandInFlight() == 0 })
 	at := int64(0)
 	var last Extent
 	err := c.v.Map(c.w.ctx, func(root manifest.SnapshotID, g manifest.Geometry) error {

@@ -86,7 +86,7 @@ SIGTERM or umount. A mountpoint that a killed daemon left dead is recovered.`,
 				return a.browseHere(c.Context(), dir, &f)
 			}
 			command := append(append(a.globalArgs(), "browse", "--foreground"), f.args()...)
-			_, err = a.spawn(c.Context(), append(command, dir))
+			_, err = a.spawn(c.Context(), append(command, "--", dir))
 			return err
 		},
 	}

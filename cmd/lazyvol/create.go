@@ -150,7 +150,7 @@ func (a *app) createInBackground(ctx context.Context, sources []string, f *creat
 	if f.key != "" {
 		args = append(args, "--key="+f.key)
 	}
-	ids, err := a.spawn(ctx, append(args, sources...))
+	ids, err := a.spawn(ctx, append(append(args, "--"), sources...))
 	if err == nil {
 		fmt.Fprintln(a.stdout, ids)
 	}

@@ -64,14 +64,14 @@ host has of it is not asked of the store.`,
 			if err != nil {
 				return err
 			}
-			if output != "" {
+			if output != "" && output != "-" {
 				return os.WriteFile(output, drawSVG(g), 0o644)
 			}
 			_, err = a.stdout.Write(drawSVG(g))
 			return err
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "", "write the picture into `FILE`")
+	c.Flags().StringVarP(&output, "output", "o", "", "write the picture into `FILE` (-: stdout)")
 	c.Flags().Bool("text", false, "draw it in letters (default on a terminal)")
 	c.Flags().Bool("json", false, "print every range as JSON")
 	return c

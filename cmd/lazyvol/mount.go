@@ -134,7 +134,7 @@ What is written to a volume is only on this host until 'lazyvol snapshot create'
 func (a *app) spawnMount(ctx context.Context, target, dir string, f *mountFlags) (string, error) {
 	args := append(a.globalArgs(), "mount", "--foreground")
 	args = append(args, f.args()...)
-	return a.spawn(ctx, append(args, target, dir))
+	return a.spawn(ctx, append(args, "--", target, dir))
 }
 
 // globalArgs are the global flags as the command line of a background process has them;

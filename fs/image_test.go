@@ -450,22 +450,37 @@ func TestDirectWriteReplacesWhatARacingReadCached(t *testing.T) {
 // whatever was written elsewhere meanwhile.
 func TestPageCacheOutlivesHandles(t *testing.T) {
 	d := start(t, daemonConfig{Size: 2 << 20, Seed: 7})
-	f := d.open(unix.O_RDWR)
-	readAt(t, f, 1<<20, 0)
-	writeAt(t, f, make([]byte, 4096), 1<<20)
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
+	throughTheCache(t, func() (reads int) {
+		f := d.open(unix.O_RDWR)
+		readAt(t, f, 1<<20, 0)
+		writeAt(t, f, make([]byte, 4096), 1<<20)
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(d.image); err != nil {
+			t.Fatal(err)
+		}
+		before := d.operation("read").Calls
+		if got := readAt(t, d.open(unix.O_RDONLY), 1<<20, 0); !bytes.Equal(got, content(2<<20, 7)[:1<<20]) {
+			t.Error("other bytes")
+		}
+		return d.operation("read").Calls - before
+	})
+}
+
+// throughTheCache fails unless there is a time when again, which returns how many reads
+// of the device it took, takes none. The kernel may drop what it has in its page cache
+// whenever it likes, and on some machines often does.
+func throughTheCache(t *testing.T, again func() (reads int)) {
+	t.Helper()
+	const tries = 10
+	reads := 0
+	for range tries {
+		if reads = again(); reads == 0 {
+			return
+		}
 	}
-	if _, err := os.Stat(d.image); err != nil {
-		t.Fatal(err)
-	}
-	before := d.operation("read").Calls
-	if got := readAt(t, d.open(unix.O_RDONLY), 1<<20, 0); !bytes.Equal(got, content(2<<20, 7)[:1<<20]) {
-		t.Error("other bytes")
-	}
-	if n := d.operation("read").Calls - before; n != 0 {
-		t.Errorf("reading again took %d reads of the device", n)
-	}
+	t.Errorf("reading again took %d reads of the device, and no less in %d tries", reads, tries)
 }
 
 func TestSharedMapping(t *testing.T) {

@@ -315,7 +315,8 @@ func askStatus(ctx context.Context, dir string) (statusJSON, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, statusPatience, hangs)
 	defer cancel()
 	s, err := readControlStatus(ctx, dir)
-	if isAny(err, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF) { // it ended meanwhile
+	var answered remoteError
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errNoDaemon) && !errors.As(err, &answered) { // perhaps it ended meanwhile
 		s, err = readControlStatus(ctx, dir)
 	}
 	if err != nil && context.Cause(ctx) == hangs {

@@ -126,7 +126,7 @@ func (a *app) examineVolumes(_ context.Context, dirtyAge time.Duration) []findin
 // recordless tells of folders of volumes with layers and no record, which no process is
 // making or removing: volume.List passes them over, with what was written to them.
 func (a *app) recordless() (found []error) {
-	layers, _ := filepath.Glob(filepath.Join(volume.VolumesDir(a.state), "vol-*", "layers")) // the pattern is right
+	layers, _ := globIn(volume.VolumesDir(a.state), "vol-*/layers") // the pattern is right
 	for _, l := range layers {
 		dir := filepath.Dir(l)
 		id, err := manifest.ParseVolumeID(filepath.Base(dir))

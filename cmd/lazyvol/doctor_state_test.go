@@ -119,7 +119,7 @@ func TestDoctorJudgesWhatIsLeft(t *testing.T) {
 
 // A volume whose record is gone is listed nowhere; the doctor tells of what is left of it.
 func TestDoctorFindsVolumesWithoutARecord(t *testing.T) {
-	a := &app{state: t.TempDir()}
+	a := &app{state: filepath.Join(t.TempDir(), "[a]")} // a name, and no pattern
 	dir := volume.Dir(a.state, "vol-0123456789abcdef0")
 	if err := os.MkdirAll(filepath.Join(dir, "layers", "1"), 0o700); err != nil {
 		t.Fatal(err)

@@ -251,13 +251,13 @@ else. At a terminal it asks before that is lost, unless --yes is given.`,
 				return err
 			}
 			a.removeAbandoned(host)
+			if err := a.refuseAttached(id); err != nil {
+				return err
+			}
 			if !yes && a.canAsk() {
 				if err := a.confirmDelete(ctx, id); err != nil {
 					return err
 				}
-			}
-			if err := a.refuseAttached(id); err != nil {
-				return err
 			}
 			return host.Delete(ctx, id)
 		},
